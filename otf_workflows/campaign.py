@@ -1,0 +1,194 @@
+"""The campaign file: the physics a user asks for, and nothing about machines.
+
+Every field says its unit; an unknown key is an error with a suggestion. Machines, queues and the
+database live in the site file (:mod:`otf_workflows.settings`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from otf_workflows.schemas import Frame
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen values, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Seeding(Section):
+    """Frames labelled in cycle 0 beside those that walkers find."""
+
+    n_frames: int = Field(4, ge=0, description="Rattled and strained copies of the structure.")
+    rattle_A: float = Field(0.05, ge=0, le=0.5, description="Standard deviation of the rattle (Å).")
+    strain: float = Field(0.03, ge=0, le=0.2, description="Largest linear strain, both signs.")
+
+
+class Exploration(Section):
+    """MD with the current potential."""
+
+    temperatures_K: list[float] = Field(
+        [300.0, 600.0], min_length=1, description="One group of walkers for each (K)."
+    )
+    pressure_GPa: float | None = Field(
+        None, description="Constant pressure (GPa) if given, else constant volume."
+    )
+    walkers_per_temperature: int = Field(1, ge=1, le=1000, description="Walkers, seeds differ.")
+    supercell: tuple[int, int, int] = Field((1, 1, 1), description="Repeats of the structure.")
+    steps_per_cycle: int = Field(500, ge=10, description="MD steps of each walker in a cycle.")
+    timestep_fs: float = Field(2.0, gt=0, le=10, description="MD time step (fs).")
+    friction_per_fs: float = Field(0.01, gt=0, le=1, description="Langevin friction (1/fs).")
+    check_every: int = Field(10, ge=1, description="Read the uncertainty every so many steps.")
+    min_distance_ratio: float = Field(
+        0.6, gt=0, lt=1, description="Stop if two atoms are nearer than this × covalent radii."
+    )
+    max_volume_ratio: float = Field(1.5, gt=1, description="Stop beyond this volume ratio.")
+
+    @field_validator("temperatures_K")
+    @classmethod
+    def _positive(cls, value: list[float]) -> list[float]:
+        for temperature in value:
+            if not 0 < temperature <= 10_000:
+                msg = f"a temperature must be above 0 and at most 10000 K, not {temperature:g}"
+                raise ValueError(msg)
+        return value
+
+
+class SelectionRules(Section):
+    """Which frames are worth a DFT calculation."""
+
+    labels_per_cycle: int = Field(8, ge=1, description="At most so many new training labels.")
+    audit_per_cycle: int = Field(
+        2, ge=1, description="Random frames labelled as well, never trained on: the honest test."
+    )
+    min_labels: int = Field(
+        4, ge=1, description="Label the most uncertain so many even if all are trusted."
+    )
+    duplicate_distance: float = Field(
+        0.01, ge=0, description="Frames nearer than this in scaled latent space are copies."
+    )
+
+
+class Quorum(Section):
+    """When training starts although labels are missing."""
+
+    fraction: float = Field(0.6, gt=0, le=1, description="Share of wanted labels that must be in.")
+
+
+class TrainingRules(Section):
+    """Fine-tuning."""
+
+    epochs: int = Field(60, ge=1, description="Passes over the training labels.")
+    learning_rate: float = Field(2e-3, gt=0, le=0.1, description="Peak of the cosine schedule.")
+    batch_atoms: int = Field(64, ge=1, description="Most atoms in one batch.")
+    force_weight: float = Field(1.0, ge=0, description="Weight of forces in the loss.")
+    energy_weight: float = Field(1.0, ge=0, description="Weight of energies in the loss.")
+    stress_weight: float = Field(0.1, ge=0, description="Weight of stresses; 0 leaves them out.")
+    validation_fraction: float = Field(
+        0.15, gt=0, lt=0.5, description="Share of labels kept for early stopping."
+    )
+
+
+class Convergence(Section):
+    """When the potential is good enough for this material."""
+
+    max_fraction_above: float = Field(
+        0.05, ge=0, le=1, description="Share of MD checks above the tolerance that is acceptable."
+    )
+    cycles: int = Field(1, ge=1, description="Cycles in a row that must pass.")
+    stall_cycles: int = Field(
+        3, ge=1, description="Stop as stalled after so many cycles without a promotion."
+    )
+
+
+class Budget(Section):
+    """What the campaign may cost."""
+
+    max_cycles: int = Field(10, ge=1, description="Cycles, the seeding one included.")
+    max_labels: int = Field(200, ge=1, description="DFT calculations, audits included.")
+    max_core_hours: float = Field(1000.0, gt=0, description="Core-hours for DFT.")
+
+
+class Production(Section):
+    """The long MD with the finished potential."""
+
+    temperature_K: float = Field(600.0, gt=0, le=10_000, description="Thermostat temperature (K).")
+    supercell: tuple[int, int, int] = Field((2, 2, 2), description="Repeats of the structure.")
+    steps: int = Field(2000, ge=10, description="MD steps.")
+    timestep_fs: float = Field(2.0, gt=0, le=10, description="MD time step (fs).")
+    sample_every: int = Field(10, ge=1, description="Keep every so many frames.")
+    audit_steps: int = Field(
+        500, ge=0, description="MD steps in the labelled cell, whose random frames check the model."
+    )
+    audit_labels: int = Field(4, ge=0, description="Such frames computed with DFT.")
+
+
+class Campaign(Section):
+    """One campaign: a material, a potential, a tolerance, a level of theory, a budget."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$", description="Unique name.")
+    structure: Frame = Field(description="A structure file (CIF, POSCAR, extxyz …).")
+    potential: str = Field("chgnet-0.3.0", description="Universal potential to start from.")
+    tolerance_eV_A: float = Field(
+        0.1, gt=0, le=10, description="The force error you can live with (eV/Å)."
+    )
+    seed: int = Field(0, ge=0, description="Same seed, same campaign.")
+    labels: dict[str, Any] = Field(description="The recipe: 'code' and its level of theory.")
+    seeding: Seeding = Field(default_factory=Seeding)
+    exploration: Exploration = Field(default_factory=Exploration)
+    selection: SelectionRules = Field(default_factory=SelectionRules)
+    quorum: Quorum = Field(default_factory=Quorum)
+    training: TrainingRules = Field(default_factory=TrainingRules)
+    convergence: Convergence = Field(default_factory=Convergence)
+    budget: Budget = Field(default_factory=Budget)
+    production: Production | None = Field(
+        default_factory=Production, description="Null for no production run."
+    )
+
+    @model_validator(mode="after")
+    def _affordable(self) -> Self:
+        first = self.selection.audit_per_cycle + self.selection.min_labels
+        if first > self.budget.max_labels:
+            msg = (
+                f"budget.max_labels is {self.budget.max_labels}, but one cycle needs at least "
+                f"{first} (selection.min_labels + selection.audit_per_cycle)"
+            )
+            raise ValueError(msg)
+        return self
+
+    @property
+    def n_walkers(self) -> int:
+        """Number of walkers."""
+        return len(self.exploration.temperatures_K) * self.exploration.walkers_per_temperature
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that decides the results; the name is left out."""
+        content = self.model_dump(mode="json", exclude={"name"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def from_file(cls, path: str | Path, **overrides: Any) -> Campaign:
+        """Read, resolve and check a campaign file.
+
+        Parameters
+        ----------
+        path
+            YAML file; ``structure`` in it is relative to its folder.
+        **overrides
+            Top-level fields that replace those of the file (``name`` for instance).
+
+        Raises
+        ------
+        InputError
+            For anything wrong with the file, the structure or the recipe, with the field named.
+        """
+        from otf_workflows.campaign_file import read_campaign
+
+        return read_campaign(Path(path), overrides)

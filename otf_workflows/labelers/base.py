@@ -1,0 +1,106 @@
+"""What a DFT code (or a stand-in for one) must offer to compute labels.
+
+A new code is one file with a recipe and a labeler, and one line in
+:data:`otf_workflows.labelers.LABELERS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from otf_workflows.schemas import Frame, LabelResult
+
+
+class Recipe(BaseModel):
+    """Code and all settings that define the level of theory. Frozen; hashed into every label."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str = Field(description="Name of the code in the registry.")
+    use_stress: bool = Field(True, description="Whether stress is honest enough to train on.")
+
+    @abstractmethod
+    def level_of_theory(self, numbers: list[int]) -> dict[str, Any]:
+        """Return what defines the results for these elements, numerics left out.
+
+        The same dictionary is read back from the output (``settings_as_run``); the two are
+        compared key by key, so every value must be found in an output file.
+        """
+
+    def fingerprint(self, numbers: list[int]) -> str:
+        """Return the hash of the level of theory for these elements."""
+        return fingerprint(self.level_of_theory(numbers))
+
+    @abstractmethod
+    def problems(self, frame: Frame) -> list[str]:
+        """Return what makes this recipe impossible for a frame, in sentences."""
+
+
+class Resources(BaseModel):
+    """What one label may use on this machine. Part of the site, never of the physics."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: str = Field("", description="Command of the code, e.g. 'mpirun -np 4 pw.x'.")
+    cores: int = Field(1, ge=1, description="Cores, for the cost account and OMP_NUM_THREADS.")
+    walltime_s: float | None = Field(None, gt=0, description="Stop after so many seconds.")
+    data_dir: str | None = Field(
+        None, description="Pseudopotentials, basis sets …; the code's own default if not given."
+    )
+    scratch_dir: str | None = Field(None, description="Fast disk for the code's own files.")
+
+
+class Labeler(Protocol):
+    """Computes labels with one code."""
+
+    recipe_model: ClassVar[type[Recipe]]
+
+    def label(
+        self,
+        frame: Frame,
+        recipe: Recipe,
+        *,
+        key: str,
+        directory: Path,
+        resources: Resources,
+        numerics: dict[str, Any] | None = None,
+    ) -> LabelResult:
+        """Compute one label in ``directory``.
+
+        Parameters
+        ----------
+        frame
+            Structure; forces come back in its atom order.
+        recipe
+            Level of theory.
+        key
+            Content hash, copied into the result.
+        directory
+            Empty folder for inputs and outputs.
+        resources
+            Command, cores, walltime, data folders of this machine.
+        numerics
+            Numerical settings for the first try (a person's ``--set mixing_beta=0.2``).
+
+        Raises
+        ------
+        LabelFailed
+            After all permitted retries, with the cause and every attempt.
+        """
+
+    def check(self, resources: Resources, numbers: list[int], recipe: Recipe) -> list[str]:
+        """Return what is missing on this machine for these elements, in sentences."""
+
+
+def fingerprint(level_of_theory: dict[str, Any]) -> str:
+    """Return a short hash of a level of theory."""
+    text = json.dumps(level_of_theory, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

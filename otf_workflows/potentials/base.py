@@ -1,0 +1,67 @@
+"""What the rest of the package needs from a machine-learned potential."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Energy, forces and stress of one structure, with uncertainty if it was asked for.
+
+    Attributes
+    ----------
+    energy_eV
+        Total energy (eV).
+    forces_eV_A
+        Forces (eV/Å), shape (n, 3).
+    stress_eV_A3
+        Stress (eV/Å³), shape (3, 3), tension positive (ASE's sign).
+    sigma_eV_A
+        Raw (uncalibrated) force uncertainty of each atom (eV/Å), shape (n,).
+    novelty
+        Latent distance of each atom from what was trained on, shape (n,); free at every step.
+    """
+
+    energy_eV: float
+    forces_eV_A: np.ndarray
+    stress_eV_A3: np.ndarray
+    sigma_eV_A: np.ndarray | None = None
+    novelty: np.ndarray | None = None
+
+
+@runtime_checkable
+class Potential(Protocol):
+    """A potential with a latent space and an uncertainty.
+
+    ``dump`` and ``load_potential(name, blob)`` are inverse to each other; the blob holds weights,
+    uncertainty heads and latent statistics, and is read with ``weights_only=True``.
+    """
+
+    name: str
+    """Registry name of architecture and pretraining, e.g. ``chgnet-0.3.0``."""
+
+    def predict(self, atoms: Atoms, *, uncertainty: bool = False) -> Prediction:
+        """Return energy, forces and stress; σ and novelty as well if asked for."""
+
+    def predict_many(
+        self, structures: Sequence[Atoms], *, uncertainty: bool = False
+    ) -> list[Prediction]:
+        """Return predictions for many structures, batched where that is faster."""
+
+    def features(self, structures: Sequence[Atoms]) -> np.ndarray:
+        """Return structure-mean latent features, shape (n_structures, d)."""
+
+    def calculator(self) -> Calculator:
+        """Return a fast ASE calculator (energy, forces, stress)."""
+
+    def dump(self) -> bytes:
+        """Return weights, heads and latent statistics as bytes."""
