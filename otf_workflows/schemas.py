@@ -140,7 +140,8 @@ class LabelDocument(Document):
     recipe_fingerprint: str = Field(description="Level of theory asked for.")
     recipe: dict[str, Any] = Field(description="The recipe as asked for.")
     wanted_by: list[dict[str, Any]] = Field(
-        default_factory=list, description="Every {campaign, cycle} that asked for it."
+        default_factory=list,
+        description="Every {campaign, cycle, purpose} that asked; the first one computes it.",
     )
     cause: FailureCause | None = Field(None, description="Why it failed.")
     reason: str | None = Field(None, description="Failure or quarantine, in one sentence.")
@@ -264,7 +265,7 @@ class Calibration(Document):
 class TrainingResult(Document):
     """A challenger and its evidence. Output of a finetune job."""
 
-    model_id: str = Field(description="Id of the new model: the first 16 digits of its sha256.")
+    model_id: str = Field(description="Id of the new model: campaign, cycle, hash of the weights.")
     parent_id: str = Field(description="Model the training started from.")
     sha256: str = Field(description="Hash of the weights.")
     blob: str = Field(description="Weights, heads and latent statistics, base64.")
@@ -297,9 +298,9 @@ class Verdict(Document):
 class ModelDocument(Document):
     """One model in ``otf_models``; its weights are a GridFS file named by ``sha256``."""
 
-    model_id: str
-    campaign: str
-    cycle: int
+    model_id: str = Field(description="campaign-cycle-hash, or the registry name if pretrained.")
+    campaign: str | None = Field(None, description="None for a pretrained model.")
+    cycle: int | None = Field(None, description="Cycle that trained it.")
     potential: str = Field(description="Registry name of the architecture and pretraining.")
     parent_id: str | None = None
     dataset_hash: str | None = None
