@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The second command of the README: sets up what is missing, then checks and tests everything.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: deploy/test.sh [--all] [--checks-only] [-- PYTEST OPTIONS]
+
+Sets up this checkout with the test tools, then runs style, type and import checks and the tests:
+unit, integration (a real mongod, a real pw.x) and a campaign from end to end.
+
+  --all           the tests marked slow as well
+  --checks-only   no tests
+  -- OPTIONS      handed to pytest
+  --help          this text
+
+Exit status: 0 if everything passed. mypy reports, it does not decide.
+TEXT
+}
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+marks=(-m "not slow")
+checks_only=no
+
+while [[ $# -gt 0 ]]; do
+  case $1 in
+  --all) marks=() ;;
+  --checks-only) checks_only=yes ;;
+  -h | --help) usage && exit 0 ;;
+  --)
+    shift
+    break
+    ;;
+  *)
+    printf '%s\n' "Unknown option: $1" "next: deploy/test.sh --help" >&2
+    exit 2
+    ;;
+  esac
+  shift
+done
+
+"$root/deploy/setup.sh" --dev
+cd -- "$root"
+python=$root/.venv/bin/python
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+failed=()
+check() { # check NAME COMMAND... : remember a failure, go on with the rest
+  local name=$1 begin=$SECONDS
+  shift
+  if "$@"; then
+    printf 'ok      %s (%d s)\n' "$name" $((SECONDS - begin))
+  else
+    printf 'FAILED  %s\n' "$name"
+    failed+=("$name")
+  fi
+}
+
+check "ruff check" "$python" -m ruff check --quiet .
+check "ruff format" "$python" -m ruff format --check --quiet .
+check "import contracts" "$root/.venv/bin/lint-imports" --no-cache
+"$python" -m mypy --no-error-summary || printf 'note    mypy has something to say, see above\n'
+
+status=0
+if [[ ${#failed[@]} -gt 0 ]]; then
+  printf 'Failed checks: %s\n' "${failed[*]}"
+  status=1
+fi
+if [[ $checks_only == no ]]; then
+  "$python" -m pytest "${marks[@]}" "$@" || status=$?
+fi
+exit "$status"
