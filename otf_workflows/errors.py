@@ -77,7 +77,11 @@ class AlignmentError(OtfError, ValueError):
     """Labels do not fit the model's level of theory or units; training on them is refused."""
 
 
-class LabelFailed(OtfError, RuntimeError):
+class PotentialError(OtfError, ValueError):
+    """A potential cannot treat a structure: exploded, collapsed, or an element it does not know."""
+
+
+class LabelFailed(OtfError, RuntimeError):  # noqa: N818 - reads as the event it is
     """A DFT label could not be computed, after every permitted retry.
 
     FireWorks stores ``to_dict()`` beside the traceback of a fizzled firework, which is how cause

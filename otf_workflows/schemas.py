@@ -351,6 +351,9 @@ class CycleDocument(Document):
     kind: str = Field("cycle", description="'cycle' or 'production'.")
     state: CycleState
     incumbent_id: str = Field(description="Model that drives the walkers.")
+    incumbent_calibrated: bool = Field(
+        False, description="Whether its uncertainty was calibrated on unseen labels."
+    )
     engine_ids: list[int | str] = Field(default_factory=list, description="Workflow ids.")
     outputs: dict[str, str] = Field(
         default_factory=dict, description="Name of a job → uuid of its jobflow output."

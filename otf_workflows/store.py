@@ -30,7 +30,7 @@ from otf_workflows.schemas import (
     PropertyDocument,
     now,
 )
-from otf_workflows.types import CampaignState, FailureCause, LabelState, Purpose
+from otf_workflows.types import CampaignState, CycleState, FailureCause, LabelState, Purpose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -204,6 +204,16 @@ class Store:
             {"campaign": campaign, "cycle": cycle}, {"$set": _plain(fields)}
         )
 
+    def set_cycle_state(
+        self, campaign: str, cycle: int, *, was: CycleState, to: CycleState, **fields: Any
+    ) -> bool:
+        """Move a cycle from one state to another; return False if it was not in the first."""
+        moved = self.database.otf_cycles.update_one(
+            {"campaign": campaign, "cycle": cycle, "state": str(was)},
+            {"$set": _plain({"state": to, **fields})},
+        )
+        return moved.modified_count == 1
+
     # -- labels ------------------------------------------------------------------------------
 
     def want_label(
@@ -301,6 +311,11 @@ class Store:
         counts = dict.fromkeys(LabelState, 0)
         counts.update({LabelState(row["_id"]): row["n"] for row in rows})
         return counts
+
+    def campaigns_with_open_labels(self) -> set[str]:
+        """Return campaigns that wait for a label, running or finished themselves."""
+        waiting = {"state": {"$in": [str(LabelState.PENDING), str(LabelState.RUNNING)]}}
+        return set(self.database.otf_labels.distinct("wanted_by.campaign", waiting))
 
     def label_costs(self, campaign: str) -> tuple[int, float]:
         """Return how many labels this campaign was the first to ask for, and their core-hours."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jobflow import Flow
 
 ROLE_OF_STAGE = {
+    Stage.SEED: Role.MD,
     Stage.EXPLORE: Role.MD,
     Stage.PRODUCE: Role.MD,
     Stage.LABEL: Role.DFT,

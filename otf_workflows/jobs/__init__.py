@@ -1,1 +1,76 @@
-"""Package."""
+"""The jobs: one thin file per stage. Load, call a pure function, return a document.
+
+Only control jobs (select, gather, assess, audit, conclude) touch our collections; the others are
+functions of their inputs, so that they run under any engine and on machines without database.
+"""
+
+from __future__ import annotations
+
+import base64
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from jobflow import CURRENT_JOB, JobConfig, OnMissing, job
+
+from otf_workflows.schemas import BLOB_KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from otf_workflows.potentials.base import Potential
+    from otf_workflows.types import Stage
+
+
+def otf_job(
+    stage: Stage, *, tolerate_missing: bool = False, expose_store: bool = False
+) -> Callable[[Callable], Callable]:
+    """Turn a function into a job of one stage, with our storage policy.
+
+    Large keys (:data:`~otf_workflows.schemas.BLOB_KEYS`) go to the ``data`` store, and the stage
+    goes into the metadata, where engines route by it.
+
+    Parameters
+    ----------
+    stage
+        Stage of the job.
+    tolerate_missing
+        Resolve outputs of failed jobs to None instead of failing as well.
+    expose_store
+        Let the job look at the JobStore through ``CURRENT_JOB.store``.
+    """
+    config = JobConfig(
+        on_missing_references=OnMissing.NONE if tolerate_missing else OnMissing.ERROR,
+        expose_store=expose_store,
+        pass_manager_config=False,
+    )
+
+    def decorate(function: Callable) -> Callable:
+        make = job(function, data=BLOB_KEYS, config=config)
+
+        @wraps(function)
+        def build(*args: Any, **kwargs: Any) -> Any:
+            made = make(*args, **kwargs)
+            made.metadata["stage"] = str(stage)
+            return made
+
+        build.original = function  # type: ignore[attr-defined]
+        return build
+
+    return decorate
+
+
+def load_model(potential: str, weights: str | None) -> Potential:
+    """Return a potential from its registry name and its base64 blob (None: as shipped)."""
+    from otf_workflows.potentials import load_potential
+
+    return load_potential(potential, base64.b64decode(weights) if weights else None)
+
+
+def scratch_folder() -> Path:
+    """Return a folder that a rerun of the current job finds again, for checkpoints."""
+    from otf_workflows.settings import load_site
+
+    folder = load_site().resolved_state_dir / "scratch" / CURRENT_JOB.job.uuid
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,269 @@
+"""What a person can ask of a campaign: submit, pause, resume, stop, rerun failed labels.
+
+The command line and the dashboard call these; each writes an event that says who did it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from otf_workflows.errors import InputError, NotFoundError, PartialError
+from otf_workflows.schemas import (
+    Calibration,
+    CampaignDocument,
+    Document,
+    ModelDocument,
+)
+from otf_workflows.types import CampaignState, Decision, LabelState, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otf_workflows.campaign import Campaign
+    from otf_workflows.engine.base import Engine, JobRecord
+    from otf_workflows.store import Store
+    from otf_workflows.types import FailureCause
+
+
+def submit(campaign: Campaign, store: Store) -> CampaignDocument:
+    """Enter a campaign into the database; the same one again is found, not entered twice.
+
+    Nothing runs yet: the next reconcile opens its first cycle.
+
+    Raises
+    ------
+    InputError
+        If a campaign with this name but other settings exists.
+    """
+    store.ensure_indexes()
+    document = CampaignDocument(
+        name=campaign.name,
+        state=CampaignState.RUNNING,
+        campaign=campaign.model_dump(mode="json"),
+        digest=campaign.digest,
+        incumbent_id=campaign.potential,
+    )
+    # The model first: whoever sees the campaign must find what it starts from.
+    store.add_model(
+        ModelDocument(
+            model_id=campaign.potential,
+            potential=campaign.potential,
+            promoted=True,
+            verdict=["pretrained"],
+            calibration=Calibration(),
+        )
+    )
+    if store.add_campaign(document):
+        store.event("campaign submitted", campaign=campaign.name)
+    return store.campaign(campaign.name)
+
+
+def pause(name: str, store: Store, engine: Engine) -> str:
+    """Hold a campaign: running jobs finish, nothing new starts."""
+    state = store.campaign(name).state
+    if state.terminal:
+        raise InputError(f"campaign '{name}' is {state}; there is nothing to pause")
+    store.set_campaign(name, state=CampaignState.PAUSED, reason="paused by a person")
+    n_held = engine.pause(name)
+    store.event("campaign paused", campaign=name)
+    return f"{name} is paused: {n_held} jobs held, running ones finish."
+
+
+def resume(name: str, store: Store, engine: Engine) -> str:
+    """Go on with a campaign that is paused, stalled or failed."""
+    document = store.campaign(name)
+    if document.state is CampaignState.PAUSED:
+        n_released = engine.resume(name)
+        sentence = f"{name} goes on: {n_released} jobs released."
+    elif document.state is CampaignState.FAILED:
+        broken = [
+            job.engine_id
+            for job in engine.jobs(campaign=name)
+            if job.state == "failed" and job.stage is not Stage.LABEL
+        ]
+        engine.rerun(broken)
+        sentence = f"{name} goes on: {len(broken)} failed jobs run again."
+    elif document.state is CampaignState.STALLED:
+        last = store.cycles(name)[-1]
+        if last.verdict is not None:
+            verdict = last.verdict.model_copy(update={"decision": Decision.CONTINUE})
+            store.set_cycle(name, last.cycle, verdict=verdict)
+        sentence = f"{name} goes on with another cycle."
+    else:
+        raise InputError(
+            f"campaign '{name}' is {document.state}; only a paused, stalled or failed one resumes",
+            hint="otf submit FILE --name NEW   (finished labels are found and not computed again)",
+        )
+    outcome = document.outcome if document.state is CampaignState.PAUSED else None
+    state = CampaignState.PRODUCING if outcome else CampaignState.RUNNING
+    store.set_campaign(name, state=state, outcome=outcome, reason="", finished=None)
+    store.event("campaign resumed", campaign=name)
+    return sentence
+
+
+def stop(name: str, store: Store, engine: Engine) -> str:
+    """Give a campaign up: running jobs finish, the rest never starts; labels stay."""
+    state = store.campaign(name).state
+    if state.terminal:
+        raise InputError(f"campaign '{name}' is {state} already")
+    store.set_campaign(name, state=CampaignState.STOPPED, reason="stopped by a person")
+    n_cancelled = engine.cancel(name)
+    store.event("campaign stopped", campaign=name)
+    return f"{name} is stopped: {n_cancelled} jobs given up. Its labels stay in the database."
+
+
+class RerunItem(Document):
+    """One failed label and what a rerun would do with it."""
+
+    key: str
+    campaign: str
+    cycle: int
+    cause: str | None = None
+    mode: str = Field(description="'in place', 'detached' or 'refused'.")
+    why: str = Field(description="In one sentence.")
+    engine_id: int | str | None = None
+
+
+class RerunPlan(Document):
+    """A preview of a rerun: exactly what will run."""
+
+    items: list[RerunItem] = Field(default_factory=list)
+    numerics: dict[str, Any] = Field(
+        default_factory=dict, description="Changed numerical settings."
+    )
+
+    @property
+    def runnable(self) -> list[RerunItem]:
+        """Items that will run."""
+        return [item for item in self.items if item.mode != "refused"]
+
+
+def plan_rerun(
+    store: Store,
+    engine: Engine,
+    *,
+    campaign: str | None = None,
+    cycle: int | None = None,
+    causes: Sequence[FailureCause] | None = None,
+    keys: Sequence[str] | None = None,
+    numerics: dict[str, Any] | None = None,
+) -> RerunPlan:
+    """Say what a rerun of failed labels would do; nothing is changed.
+
+    A label whose cycle still waits for it is rerun in place. Otherwise it runs as a workflow of
+    its own, and its result joins the next data set: nothing that is finished is reset.
+
+    Raises
+    ------
+    NotFoundError
+        If no failed label matches.
+    InputError
+        If ``numerics`` would change the physics.
+    """
+    from otf_workflows.labelers import check_numerics
+
+    full_keys = [store.label(key).key for key in keys] if keys else None
+    labels = store.labels(campaign=campaign, cycle=cycle, causes=causes, keys=full_keys, light=True)
+    items = []
+    jobs: dict[str, list[JobRecord]] = {}
+    for label in labels:
+        if label.state is not LabelState.FAILED:
+            if full_keys:
+                items.append(_refused(label, f"it is {label.state}, not failed"))
+            continue
+        check_numerics(label.recipe["code"], numerics or {})
+        wish = next((w for w in label.wanted_by if w["campaign"] == campaign), label.wanted_by[0])
+        name = wish["campaign"]
+        jobs.setdefault(name, engine.jobs(campaign=name))
+        items.append(_plan_one(label, wish, jobs[name], changed=bool(numerics)))
+    if not items:
+        raise NotFoundError("no failed label matches", hint="otf labels list --state failed")
+    return RerunPlan(items=items, numerics=numerics or {})
+
+
+def _plan_one(label: Any, wish: dict[str, Any], jobs: list[JobRecord], *, changed: bool) -> Any:
+    mine = [job for job in jobs if job.label_key == label.key]
+    if any(job.state in {"waiting", "ready", "running"} for job in mine):
+        return _refused(label, "a rerun of it is on its way already")
+    gathers = {job.cycle: job for job in jobs if job.stage is Stage.GATHER}
+    failed = next((j for j in mine if j.state == "failed" and j.kind == "cycle"), None)
+    gather = gathers.get(failed.cycle) if failed else None
+    waits = gather is not None and gather.state == "waiting"
+    if failed is not None and waits and not changed:
+        mode, why = "in place", "its cycle still waits for it"
+    else:
+        mode, why = "detached", "runs by itself; the result joins the next data set"
+    return RerunItem(
+        key=label.key,
+        campaign=wish["campaign"],
+        cycle=wish["cycle"],
+        cause=label.cause,
+        mode=mode,
+        why=why,
+        engine_id=failed.engine_id if failed else None,
+    )
+
+
+def _refused(label: Any, why: str) -> RerunItem:
+    wish = label.wanted_by[0]
+    return RerunItem(
+        key=label.key,
+        campaign=wish["campaign"],
+        cycle=wish["cycle"],
+        cause=label.cause,
+        mode="refused",
+        why=why,
+    )
+
+
+def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
+    """Carry out a plan; a label whose state has changed meanwhile is left alone.
+
+    Raises
+    ------
+    PartialError
+        If some of the labels were not failed any more.
+    """
+    from jobflow import Flow
+
+    from otf_workflows.flow import stamp
+    from otf_workflows.jobs.label import label as label_job
+
+    sentences, skipped = [], []
+    for item in plan.runnable:
+        if not store.reset_label(item.key):
+            skipped.append(item.key[:10])
+            continue
+        if item.mode == "in place" and item.engine_id is not None:
+            engine.rerun([item.engine_id])
+        else:
+            document = store.label(item.key)
+            job = label_job(
+                document.frame,
+                key=document.key,
+                recipe=document.recipe,
+                numerics=plan.numerics or None,
+            )
+            job.name = f"label {document.key[:10]}"
+            job.metadata["label_key"] = document.key
+            flow = Flow([job], name=f"{item.campaign} rerun of label {document.key[:10]}")
+            where = {"campaign": item.campaign, "cycle": item.cycle, "kind": "relabel"}
+            stamp(flow, **where)
+            engine.submit(flow, **where)
+        store.event(
+            f"label rerun ({item.mode})",
+            campaign=item.campaign,
+            cycle=item.cycle,
+            label_key=item.key,
+            details={"numerics": plan.numerics},
+        )
+        sentences.append(f"label {item.key[:10]} runs again ({item.mode}): {item.why}.")
+    if skipped:
+        raise PartialError(
+            f"{len(sentences)} labels run again; left alone because they changed meanwhile: "
+            + ", ".join(skipped),
+            hint="otf labels list",
+        )
+    return sentences

@@ -1,0 +1,226 @@
+"""The on-the-fly cycle, top to bottom.
+
+    explore[w] × W ─► select ─►(label[i] × n)─► gather ─► finetune ─► assess
+
+:class:`CycleMaker` writes one cycle as one jobflow Flow; :class:`ProductionMaker` writes what
+comes after the last one. Which of them comes next is decided by :mod:`otf_workflows.reconcile`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobflow import Flow, Maker, OutputReference
+
+from otf_workflows.jobs.assess import assess
+from otf_workflows.jobs.explore import explore, seed
+from otf_workflows.jobs.finetune import finetune
+from otf_workflows.jobs.gather import gather
+from otf_workflows.jobs.produce import audit, conclude, evaluate, produce
+from otf_workflows.jobs.select import select
+from otf_workflows.schemas import Frame, Origin
+
+if TYPE_CHECKING:
+    from otf_workflows.campaign import Campaign
+    from otf_workflows.schemas import ModelDocument
+
+
+@dataclass
+class CycleMaker(Maker):
+    """Makes one cycle of a campaign.
+
+    Attributes
+    ----------
+    campaign
+        What the user asked for.
+    name
+        Name of the flow.
+    """
+
+    campaign: Campaign
+    name: str = "cycle"
+
+    def make(self, cycle: int, incumbent: ModelDocument, previous: dict[str, str]) -> Flow:
+        """Return the flow of one cycle.
+
+        Parameters
+        ----------
+        cycle
+            Number of the cycle; 0 also seeds.
+        incumbent
+            The model that drives the walkers.
+        previous
+            Outputs of the cycle before (job name → uuid), from which walkers continue.
+        """
+        campaign = self.campaign
+        origin = Origin(campaign=campaign.name, cycle=cycle, model_id=incumbent.model_id)
+        weights = weights_of(incumbent)
+
+        walkers = [
+            explore(
+                repeat(campaign.structure, campaign.exploration.supercell),
+                walker=walker,
+                temperature_K=temperature_K,
+                potential=campaign.potential,
+                weights=weights,
+                calibration=incumbent.calibration,
+                rules=campaign.exploration,
+                tolerance_eV_A=campaign.tolerance_eV_A,
+                seed=1000 * campaign.seed + walker,
+                n_pool=pool_size(campaign),
+                checkpoint=output_of(previous, f"explore/{walker}", "blob", "checkpoint"),
+                origin=origin,
+            )
+            for walker, temperature_K in enumerate(temperatures(campaign))
+        ]
+        seeds = [
+            seed(
+                campaign.structure,
+                potential=campaign.potential,
+                rules=campaign.seeding,
+                seed=campaign.seed,
+                origin=origin,
+            )
+        ][: 1 if cycle == 0 and campaign.seeding.n_frames else 0]
+
+        selected = select(
+            [walker.output for walker in walkers],
+            seeds[0].output if seeds else None,
+            campaign=campaign,
+            cycle=cycle,
+        )
+        batch = gather(selected.output, campaign=campaign, cycle=cycle)
+        challenger = finetune(
+            batch.output,
+            campaign=campaign,
+            cycle=cycle,
+            weights=weights,
+            calibration=incumbent.calibration,
+        )
+        verdict = assess(
+            challenger.output,
+            missing=batch.output.missing_keys,
+            campaign=campaign,
+            cycle=cycle,
+            incumbent_id=incumbent.model_id,
+            weights_uuid=challenger.uuid,
+        )
+        for walker, (job, temperature_K) in enumerate(
+            zip(walkers, temperatures(campaign), strict=True)
+        ):
+            job.name = f"explore {walker} at {temperature_K:g} K"
+        jobs = [*walkers, *seeds, selected, batch, challenger, verdict]
+        flow = Flow(jobs, output=verdict.output, name=f"{campaign.name} cycle {cycle}")
+        stamp(flow, campaign=campaign.name, cycle=cycle, kind="cycle")
+        return flow
+
+
+@dataclass
+class ProductionMaker(Maker):
+    """Makes the final workflow: production MD, its audit by DFT, the property.
+
+    Attributes
+    ----------
+    campaign
+        What the user asked for.
+    name
+        Name of the flow.
+    """
+
+    campaign: Campaign
+    name: str = "production"
+
+    def make(self, cycle: int, incumbent: ModelDocument, models: list[ModelDocument]) -> Flow:
+        """Return the flow.
+
+        Parameters
+        ----------
+        cycle
+            Its number: one after the last cycle.
+        incumbent
+            The model that runs it.
+        models
+            All models to compare on the audit labels, the pretrained one included.
+        """
+        campaign = self.campaign
+        run = produce(
+            campaign.structure,
+            campaign=campaign,
+            weights=weights_of(incumbent),
+            calibration=incumbent.calibration,
+        )
+        asked = audit(run.output, campaign=campaign, cycle=cycle)
+        batch = gather(asked.output, campaign=campaign, cycle=cycle)
+        compared = evaluate(
+            batch.output,
+            potential=campaign.potential,
+            models=[{"model_id": m.model_id, "weights": weights_of(m)} for m in models],
+            production_cycle=cycle,
+        )
+        written = conclude(
+            run.output,
+            compared.output,
+            campaign=campaign,
+            cycle=cycle,
+            model_id=incumbent.model_id,
+            trajectory_uuid=run.uuid,
+        )
+        flow = Flow(
+            [run, asked, batch, compared, written],
+            output=written.output,
+            name=f"{campaign.name} production",
+        )
+        stamp(flow, campaign=campaign.name, cycle=cycle, kind="production")
+        return flow
+
+
+def temperatures(campaign: Campaign) -> list[float]:
+    """Return the temperature (K) of each walker."""
+    rules = campaign.exploration
+    return [t for t in rules.temperatures_K for _ in range(rules.walkers_per_temperature)]
+
+
+def pool_size(campaign: Campaign) -> int:
+    """Return how many random frames each walker offers, enough for audits and small batches."""
+    rules = campaign.selection
+    return -(-2 * (rules.audit_per_cycle + rules.labels_per_cycle) // campaign.n_walkers)
+
+
+def repeat(frame: Frame, supercell: tuple[int, int, int]) -> Frame:
+    """Return the supercell of a frame."""
+    return Frame.from_atoms(frame.to_atoms().repeat(supercell), origin=frame.origin)
+
+
+def weights_of(model: ModelDocument) -> OutputReference | None:
+    """Return a reference to the weights of a model; None for a pretrained one."""
+    return OutputReference(model.output_uuid).blob if model.output_uuid else None
+
+
+def output_of(outputs: dict[str, str], name: str, *path: str) -> OutputReference | None:
+    """Return a reference into the output of an earlier job; None if there is no such job."""
+    if name not in outputs:
+        return None
+    reference: Any = OutputReference(outputs[name])
+    for key in path:
+        reference = getattr(reference, key)
+    return reference
+
+
+def outputs(flow: Flow) -> dict[str, str]:
+    """Return the uuid of every job of a flow, by a name that reconcile can look up."""
+    found: dict[str, str] = {}
+    n_walkers = 0
+    for job in flow.jobs:
+        stage = job.metadata["stage"]
+        if stage == "explore":
+            found[f"explore/{n_walkers}"] = job.uuid
+            n_walkers += 1
+        else:
+            found[stage] = job.uuid
+    return found
+
+
+def stamp(flow: Flow, **metadata: Any) -> None:
+    """Mark all jobs of a flow, and those they spawn, as belonging to a campaign and cycle."""
+    flow.update_metadata(metadata, dynamic=True)

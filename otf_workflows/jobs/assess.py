@@ -1,0 +1,177 @@
+"""The assess job: champion or challenger, and what follows."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+from otf_workflows.jobs import otf_job
+from otf_workflows.schemas import ModelDocument, Verdict, now
+from otf_workflows.types import CycleState, Decision, Stage
+
+if TYPE_CHECKING:
+    from otf_workflows.campaign import Campaign
+    from otf_workflows.schemas import CycleDocument, TrainingResult
+    from otf_workflows.store import Store
+
+
+@otf_job(Stage.ASSESS)
+def assess(
+    training: TrainingResult | None,
+    *,
+    missing: list[str],
+    campaign: Campaign,
+    cycle: int,
+    incumbent_id: str,
+    weights_uuid: str,
+) -> Verdict:
+    """Judge the challenger, decide what follows, and close the cycle in the database.
+
+    Parameters
+    ----------
+    training
+        The challenger; None if there were too few labels to train.
+    missing
+        Labels that were wanted and are not there.
+    campaign, cycle
+        Rules; and which cycle this is.
+    incumbent_id
+        The model to beat.
+    weights_uuid
+        jobflow output that holds the challenger's weights.
+    """
+    from otf_workflows.convergence import judge_challenger
+    from otf_workflows.store import current_store
+
+    store = current_store()
+    if training is None:
+        verdict = Verdict(
+            promoted=False,
+            incumbent_id=incumbent_id,
+            decision=Decision.STALLED,
+            sentences=[
+                f"{len(missing)} labels are missing, too many to train on the rest (quorum "
+                f"{campaign.quorum.fraction:.0%}).",
+                f"See `otf labels list --campaign {campaign.name} --state failed`, then "
+                f"`otf labels rerun --campaign {campaign.name}`, then `otf resume "
+                f"{campaign.name}`.",
+            ],
+        )
+        _close(store, campaign, cycle, verdict)
+        return verdict
+
+    promoted, reasons = judge_challenger(training.errors, arrays=training.evaluation)
+    chosen = training.model_id if promoted else incumbent_id
+    _keep_model(
+        store,
+        training,
+        campaign=campaign,
+        cycle=cycle,
+        promoted=promoted,
+        reasons=reasons,
+        weights_uuid=weights_uuid,
+    )
+    store.set_model(incumbent_id, fresh_coverage=training.fresh_coverage)
+    store.set_cycle(
+        campaign.name,
+        cycle,
+        errors=training.errors,
+        fresh_coverage=training.fresh_coverage,
+        challenger_id=training.model_id,
+    )
+    decision, outlook = _decide(store, campaign, cycle, promoted=promoted)
+    verdict = Verdict(
+        promoted=promoted,
+        incumbent_id=chosen,
+        decision=decision,
+        sentences=[*reasons, *outlook],
+    )
+    _close(store, campaign, cycle, verdict)
+    return verdict
+
+
+def _keep_model(
+    store: Store,
+    training: TrainingResult,
+    *,
+    campaign: Campaign,
+    cycle: int,
+    promoted: bool,
+    reasons: list[str],
+    weights_uuid: str,
+) -> None:
+    store.put_file(
+        f"evaluation/{training.model_id}", json.dumps(training.evaluation, default=str).encode()
+    )
+    document = ModelDocument(
+        model_id=training.model_id,
+        campaign=campaign.name,
+        cycle=cycle,
+        potential=campaign.potential,
+        output_uuid=weights_uuid,
+        promoted=promoted,
+        verdict=reasons,
+        training=campaign.training.model_dump(),
+        **training.model_dump(
+            include={
+                "parent_id",
+                "dataset_hash",
+                "sha256",
+                "errors",
+                "calibration",
+                "alignment",
+                "history",
+                "versions",
+            }
+        ),
+    )
+    store.add_model(document, weights=base64.b64decode(training.blob))
+
+
+def _decide(
+    store: Store, campaign: Campaign, cycle: int, *, promoted: bool
+) -> tuple[Decision, list[str]]:
+    from otf_workflows.convergence import CycleEvidence, decide
+
+    n_labels, core_hours = store.label_costs(campaign.name)
+    evidence = [
+        _evidence(document, promoted=promoted if document.cycle == cycle else None)
+        for document in store.cycles(campaign.name)
+        if document.cycle <= cycle
+    ]
+    return decide(
+        [CycleEvidence(**fields) for fields in evidence],
+        convergence=campaign.convergence,
+        budget=campaign.budget,
+        tolerance_eV_A=campaign.tolerance_eV_A,
+        n_labels=n_labels,
+        core_hours=core_hours,
+    )
+
+
+def _evidence(document: CycleDocument, *, promoted: bool | None) -> dict[str, Any]:
+    """Return what one cycle says about the quality of the model that it ended with."""
+    if promoted is None:
+        promoted = bool(document.verdict and document.verdict.promoted)
+    n_checked = sum(walker["n_checked"] for walker in document.walkers)
+    n_above = sum(walker["n_above"] for walker in document.walkers)
+    winner = "challenger" if promoted else "incumbent"
+    return {
+        "cycle": document.cycle,
+        "audit": document.errors.get(f"{winner}/audit"),
+        "fraction_above": n_above / n_checked if n_checked else None,
+        "calibrated": document.incumbent_calibrated,
+        "promoted": promoted,
+    }
+
+
+def _close(store: Store, campaign: Campaign, cycle: int, verdict: Verdict) -> None:
+    store.set_campaign(campaign.name, incumbent_id=verdict.incumbent_id)
+    store.set_cycle(campaign.name, cycle, verdict=verdict, state=CycleState.DONE, finished=now())
+    store.event(
+        f"cycle {cycle} closed: {verdict.decision}",
+        campaign=campaign.name,
+        cycle=cycle,
+        details={"sentences": verdict.sentences, "promoted": verdict.promoted},
+    )

@@ -1,0 +1,116 @@
+"""Explore jobs: one walker, one cycle; and the seeds of cycle 0."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from otf_workflows.jobs import load_model, otf_job, scratch_folder
+from otf_workflows.schemas import Checkpoint
+from otf_workflows.types import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otf_workflows.campaign import Exploration, Seeding
+    from otf_workflows.schemas import Calibration, Frame, Origin, WalkerSegment
+
+
+@otf_job(Stage.EXPLORE)
+def explore(
+    start: Frame,
+    *,
+    walker: int,
+    temperature_K: float,
+    potential: str,
+    weights: str | None,
+    calibration: Calibration,
+    rules: Exploration,
+    tolerance_eV_A: float,
+    seed: int,
+    n_pool: int,
+    checkpoint: dict[str, Any] | None,
+    origin: Origin,
+) -> WalkerSegment:
+    """Advance one walker by one segment and report where it was not to be trusted.
+
+    Parameters
+    ----------
+    start
+        Structure of the walker (the supercell) at step 0; gives the reference volume.
+    walker, temperature_K
+        Which walker, and its thermostat (K).
+    potential, weights
+        Registry name and weights of the incumbent; None for the pretrained one.
+    calibration
+        Of the incumbent's uncertainty; with ``n == 0`` it never stops a walker.
+    rules, tolerance_eV_A
+        From the campaign.
+    seed
+        Of initial velocities and thermostat.
+    n_pool
+        Random checked frames to return beside the candidates.
+    checkpoint
+        Where the walker stood at the end of the last cycle.
+    origin
+        Campaign, cycle and model, copied into the frames.
+    """
+    from otf_workflows.exploration import explore as advance
+
+    scratch = scratch_folder()
+    segment = advance(
+        start,
+        load_model(potential, weights),
+        walker=walker,
+        model_id=origin.model_id or potential,
+        rules=rules,
+        temperature_K=temperature_K,
+        tolerance_eV_A=tolerance_eV_A,
+        calibration_factor=calibration.factor,
+        stop_on_uncertainty=calibration.n > 0,
+        seed=seed,
+        n_pool=n_pool,
+        checkpoint=Checkpoint.model_validate(checkpoint) if checkpoint else None,
+        reference_volume_A3=start.to_atoms().get_volume(),
+        origin=origin,
+        scratch=scratch,
+    )
+    segment = segment.model_copy(
+        update={
+            "candidates": embed(segment.candidates, potential=potential),
+            "pool": embed(segment.pool, potential=potential),
+        }
+    )
+    shutil.rmtree(scratch, ignore_errors=True)
+    return segment
+
+
+@otf_job(Stage.SEED)
+def seed(
+    start: Frame,
+    *,
+    potential: str,
+    rules: Seeding,
+    seed: int,
+    origin: Origin,
+) -> dict[str, list[Frame]]:
+    """Return rattled and strained copies of the structure, to start from more than MD sees."""
+    from otf_workflows.exploration import seed_frames
+
+    frames = seed_frames(start, rules=rules, seed=seed, supercell=(1, 1, 1), origin=origin)
+    return {"candidates": embed(frames, potential=potential)}
+
+
+def embed(frames: Sequence[Frame], *, potential: str) -> list[Frame]:
+    """Return the frames with latent features of the *pretrained* potential.
+
+    Fine-tuning moves the latent space; features of one fixed model stay comparable over cycles
+    and campaigns.
+    """
+    if not frames:
+        return []
+    features = load_model(potential, None).features([frame.to_atoms() for frame in frames])
+    return [
+        frame.model_copy(update={"features": row.tolist()})
+        for frame, row in zip(frames, features, strict=True)
+    ]

@@ -1,0 +1,145 @@
+"""The finetune job: a challenger, its uncertainty, and the evidence for and against it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otf_workflows.jobs import load_model, otf_job, scratch_folder
+from otf_workflows.schemas import Calibration, TrainingResult
+from otf_workflows.types import Split, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otf_workflows.campaign import Campaign
+    from otf_workflows.potentials.base import Potential
+    from otf_workflows.schemas import Batch, LabelledFrame
+
+
+@otf_job(Stage.FINETUNE)
+def finetune(
+    batch: Batch,
+    *,
+    campaign: Campaign,
+    cycle: int,
+    weights: str | None,
+    calibration: Calibration,
+) -> TrainingResult | None:
+    """Train a challenger on all labels so far and measure everybody on labels nobody trained on.
+
+    Training starts from the pretrained weights in every cycle: with all labels at hand this costs
+    little and lets no early mistake drift along (``docs/explanation/the_cycle.md``).
+
+    Parameters
+    ----------
+    batch
+        Data set of the cycle.
+    campaign, cycle
+        Rules, seed, name.
+    weights, calibration
+        Of the model that drove this cycle's walkers.
+
+    Returns
+    -------
+    TrainingResult or None
+        None if the quorum of labels is not met: nothing is trained on too little.
+    """
+    from otf_workflows.calibration import conformal_factor
+    from otf_workflows.training import evaluate
+    from otf_workflows.training import finetune as train
+
+    if not batch.quorum_met:
+        return None
+    started = time.perf_counter()
+    pretrained = load_model(campaign.potential, None)
+    incumbent = load_model(campaign.potential, weights) if weights else pretrained
+    fresh = [frame for frame in batch.frames if frame.key in set(batch.fresh_keys)]
+    unseen = evaluate(incumbent, fresh, uncertainty=True) if fresh else None
+
+    learned = [frame for frame in batch.frames if frame.split is not Split.AUDIT]
+    scratch = scratch_folder()
+    tuned = train(
+        pretrained,
+        learned,
+        rules=campaign.training,
+        seed=campaign.seed,
+        checkpoint=scratch / "training.pt",
+    )
+    trained = [frame for frame in learned if frame.split is Split.TRAIN]
+    challenger = tuned.potential.fit_uncertainty(
+        [item.frame.to_atoms() for item in trained],
+        [np.array(item.forces_eV_A) for item in trained],
+        seed=campaign.seed,
+    )
+    held_out = [frame for frame in batch.frames if frame.split is not Split.TRAIN]
+    judged = {
+        f"{who}/{what}": evaluate(model, frames, uncertainty=who != "pretrained")
+        for what, frames in _test_sets(held_out).items()
+        for who, model in _models(pretrained, incumbent, challenger).items()
+    }
+    if unseen is not None:
+        judged["incumbent/fresh"] = unseen
+    mine = judged["challenger/held_out"].arrays if held_out else None
+    blob = challenger.dump()
+    digest = hashlib.sha256(blob).hexdigest()
+    return TrainingResult(
+        model_id=f"{campaign.name}-c{cycle}-{digest[:8]}",
+        parent_id=campaign.potential,
+        sha256=digest,
+        blob=base64.b64encode(blob).decode(),
+        dataset_hash=batch.dataset_hash,
+        history=tuned.history,
+        alignment=tuned.alignment.model_dump(mode="json"),
+        calibration=(
+            conformal_factor(mine["worst_error_eV_A"], mine["worst_sigma_eV_A"])
+            if mine
+            else Calibration()
+        ),
+        errors={name: evaluation.errors for name, evaluation in judged.items()},
+        evaluation={name: evaluation.arrays for name, evaluation in judged.items()},
+        fresh_coverage=_coverage(unseen, calibration),
+        seconds=time.perf_counter() - started,
+        versions={name: version(name) for name in ("otf-workflows", "chgnet", "torch", "ase")},
+    )
+
+
+def _test_sets(held_out: Sequence[LabelledFrame]) -> dict[str, list[LabelledFrame]]:
+    sets = {
+        "audit": [frame for frame in held_out if frame.split is Split.AUDIT],
+        "held_out": list(held_out),
+    }
+    return {name: frames for name, frames in sets.items() if frames}
+
+
+def _models(
+    pretrained: Potential, incumbent: Potential, challenger: Potential
+) -> dict[str, Potential]:
+    return {"pretrained": pretrained, "incumbent": incumbent, "challenger": challenger}
+
+
+def _coverage(unseen: Any, calibration: Calibration) -> dict[str, float]:
+    """Return how honest the incumbent's uncertainty was on labels it had not seen."""
+    from otf_workflows.calibration import auroc_worst, coverage, spearman
+
+    if unseen is None:
+        return {}
+    errors = np.array(unseen.arrays["worst_error_eV_A"])
+    sigmas = np.array(unseen.arrays["worst_sigma_eV_A"])
+    forces = np.array(
+        [np.linalg.norm(np.array(f), axis=1).max() for f in unseen.arrays["force_predicted"]]
+    )
+    return {
+        "n": float(len(errors)),
+        "nominal": calibration.nominal,
+        "coverage": coverage(errors, sigmas, calibration.factor),
+        "spearman": spearman(errors, sigmas),
+        "spearman_baseline_force": spearman(errors, forces),
+        "auroc_worst": auroc_worst(errors, sigmas),
+        "auroc_worst_baseline_force": auroc_worst(errors, forces),
+    }

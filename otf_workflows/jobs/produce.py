@@ -1,0 +1,181 @@
+"""The final workflow: production MD, its audit by DFT, and the property."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otf_workflows.jobs import load_model, otf_job, scratch_folder
+from otf_workflows.schemas import PropertyDocument, Selection, now
+from otf_workflows.types import CycleState, LabelState, Purpose, Split, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobflow import Response
+
+    from otf_workflows.campaign import Campaign
+    from otf_workflows.exploration import ProductionRun
+    from otf_workflows.schemas import Batch, Calibration, Frame
+
+
+@otf_job(Stage.PRODUCE)
+def produce(
+    start: Frame,
+    *,
+    campaign: Campaign,
+    weights: str | None,
+    calibration: Calibration,
+) -> ProductionRun:
+    """Run the long MD with the promoted model, and a short one whose frames DFT can check."""
+    from otf_workflows.exploration import run_production
+
+    if campaign.production is None:  # the final workflow is only emitted with a production section
+        msg = "the campaign has no production section"
+        raise ValueError(msg)
+    scratch = scratch_folder()
+    run = run_production(
+        start,
+        load_model(campaign.potential, weights),
+        rules=campaign.production,
+        tolerance_eV_A=campaign.tolerance_eV_A,
+        calibration_factor=calibration.factor,
+        seed=campaign.seed,
+        n_audit=campaign.production.audit_labels,
+        scratch=scratch,
+    )
+    shutil.rmtree(scratch, ignore_errors=True)
+    return run
+
+
+@otf_job(Stage.AUDIT)
+def audit(run: ProductionRun, *, campaign: Campaign, cycle: int) -> Response:
+    """Ask DFT about random frames of the production run: labels that no model has seen."""
+    from otf_workflows.jobs.select import spawn
+    from otf_workflows.ledger import request
+    from otf_workflows.store import current_store
+
+    store = current_store()
+    frames = [frame.model_copy(update={"purpose": Purpose.AUDIT}) for frame in run.candidates]
+    wanted, mine = request(store, frames, campaign=campaign, cycle=cycle)
+    selection = Selection(
+        n_candidates=len(frames),
+        n_unphysical=0,
+        n_duplicates=len(frames) - len(wanted),
+        keys=[document.key for document in wanted],
+        reused_keys=[d.key for d in wanted if d.state is LabelState.DONE],
+        new_keys=[document.key for document in mine],
+        threshold_eV_A=campaign.tolerance_eV_A,
+        sentences=[f"{len(wanted)} random frames of the production run go to DFT."],
+    )
+    store.set_cycle(campaign.name, cycle, selection=selection)
+    return spawn(selection, mine)
+
+
+@otf_job(Stage.EVALUATE)
+def evaluate(
+    batch: Batch, *, potential: str, models: Sequence[dict[str, Any]], production_cycle: int
+) -> dict[str, Any]:
+    """Measure every model on all labels that none of them was trained on.
+
+    Parameters
+    ----------
+    batch
+        All labels; only the audit split is used.
+    potential
+        Registry name of the pretrained model.
+    models
+        ``{"model_id", "weights", "factor"}`` of each, the pretrained one included.
+    production_cycle
+        Cycle number of the final workflow, to tell its frames apart.
+
+    Returns
+    -------
+    dict
+        ``errors``: per model, on all audit labels and on those of the production run;
+        ``evaluation``: per model, the arrays behind them.
+    """
+    from otf_workflows.training import evaluate as measure
+
+    audits = [frame for frame in batch.frames if frame.split is Split.AUDIT]
+    new = [frame for frame in audits if frame.cycle == production_cycle]
+    errors, arrays = {}, {}
+    for model in models:
+        loaded = load_model(potential, model["weights"])
+        if audits:
+            result = measure(loaded, audits, uncertainty=model["weights"] is not None)
+            errors[f"{model['model_id']}/audit"] = result.errors
+            arrays[model["model_id"]] = result.arrays
+        if new:
+            errors[f"{model['model_id']}/production"] = measure(loaded, new).errors
+    return {"errors": errors, "evaluation": arrays}
+
+
+@otf_job(Stage.CONCLUDE)
+def conclude(
+    run: ProductionRun,
+    verdict: dict[str, Any],
+    *,
+    campaign: Campaign,
+    cycle: int,
+    model_id: str,
+    trajectory_uuid: str,
+) -> dict[str, Any]:
+    """Write the property with its conditions and its error bars, and close the cycle."""
+    from otf_workflows.analysis import mean_square_displacement, radial_distribution
+    from otf_workflows.exploration import decode_trajectory
+    from otf_workflows.store import current_store
+
+    store = current_store()
+    rules = campaign.production
+    if rules is None:
+        msg = "the campaign has no production section"
+        raise ValueError(msg)
+    frames = decode_trajectory(run.blob["trajectory"])[run.n_equilibration_frames :]
+    species = sorted(set(frames[0].get_chemical_symbols()))
+    dt_fs = rules.timestep_fs * rules.sample_every
+    r_max = 0.49 * min(np.linalg.norm(frames[0].cell.array, axis=1))
+    values = {
+        "rdf": radial_distribution(frames, r_max_A=float(min(r_max, 8.0))),
+        "msd": {s: mean_square_displacement(frames, dt_fs=dt_fs, species=s) for s in species},
+        **run.summary(),
+    }
+    document = PropertyDocument(
+        campaign=campaign.name,
+        model_id=model_id,
+        kind="production",
+        conditions={
+            "ensemble": "NVT (Langevin)",
+            "temperature_K": rules.temperature_K,
+            "timestep_fs": rules.timestep_fs,
+            "sample_every": rules.sample_every,
+            "n_atoms": len(frames[0]),
+            "cell_A": frames[0].cell.array.tolist(),
+            "supercell": list(rules.supercell),
+        },
+        values=_jsonable(values),
+        trajectory_uuid=trajectory_uuid,
+    )
+    store.add_property(document)
+    store.put_file(f"evaluation/{campaign.name}/final", json.dumps(verdict["evaluation"]).encode())
+    store.set_cycle(
+        campaign.name, cycle, errors=verdict["errors"], state=CycleState.DONE, finished=now()
+    )
+    store.event("production finished", campaign=campaign.name, cycle=cycle)
+    return {"model_id": model_id, "n_steps": run.n_steps}
+
+
+def _jsonable(value: Any) -> Any:
+    """Return plain data: arrays become lists, documents dictionaries."""
+    if hasattr(value, "model_dump"):
+        return _jsonable(value.model_dump())
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value

@@ -1,0 +1,141 @@
+"""The book of labels: which frames are asked for, what comes back, and what it is used for."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from otf_workflows.hashing import label_key
+from otf_workflows.labelers import parse_recipe
+from otf_workflows.labelers.base import differences
+from otf_workflows.schemas import DatasetDocument, LabelledFrame
+from otf_workflows.types import LabelState, Purpose, Split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otf_workflows.campaign import Campaign
+    from otf_workflows.schemas import Frame, LabelDocument, LabelResult
+    from otf_workflows.store import Store
+
+
+def request(
+    store: Store, frames: Sequence[Frame], *, campaign: Campaign, cycle: int
+) -> tuple[list[LabelDocument], list[LabelDocument]]:
+    """Ask for labels of frames.
+
+    Returns
+    -------
+    all
+        The labels asked for, one per distinct frame, in the order of the frames.
+    mine
+        Those that this very cycle has to compute. The others exist already, or another campaign
+        asked first and computes them.
+    """
+    recipe = parse_recipe(campaign.labels)
+    wanted: dict[str, LabelDocument] = {}
+    for frame in frames:
+        fingerprint = recipe.fingerprint(frame.numbers)
+        key = label_key(frame, fingerprint)
+        if key in wanted:
+            continue
+        wanted[key] = store.want_label(
+            key,
+            frame,
+            recipe=recipe.model_dump(mode="json"),
+            fingerprint=fingerprint,
+            campaign=campaign.name,
+            cycle=cycle,
+        )
+    mine = [
+        label
+        for label in wanted.values()
+        if label.state in {LabelState.PENDING, LabelState.RUNNING}
+        and (label.wanted_by[0]["campaign"], label.wanted_by[0]["cycle"]) == (campaign.name, cycle)
+    ]
+    return list(wanted.values()), mine
+
+
+def settle(store: Store, result: LabelResult) -> bool:
+    """Record a result; quarantine it if it is not what was asked for.
+
+    Returns
+    -------
+    bool
+        Whether the label changed (False if it was settled before).
+    """
+    label = store.label(result.key)
+    quarantine = None
+    if result.fingerprint != label.recipe_fingerprint:
+        asked = parse_recipe(label.recipe).level_of_theory(label.frame.numbers)
+        found = differences(asked, result.settings_as_run)
+        quarantine = "computed at another level of theory: " + "; ".join(found)
+    changed = store.record_result(result, quarantine=quarantine)
+    if changed and quarantine:
+        store.event("label quarantined", label_key=result.key, details={"reason": quarantine})
+    return changed
+
+
+def draw_dataset(
+    store: Store, *, campaign: Campaign, cycle: int
+) -> tuple[DatasetDocument, list[LabelledFrame]]:
+    """Return the data set of a cycle: every done label that the campaign asked for so far.
+
+    A label keeps its split for ever. Audit frames are never trained on; of the others, new ones
+    go to validation whenever its share is below ``training.validation_fraction``, in the order of
+    their keys, so that the same labels always give the same data set.
+    """
+    parent = store.latest_dataset(campaign.name)
+    if parent is not None and parent.cycle >= cycle:
+        # A rerun of this cycle's gather: build on what was there before this cycle.
+        parent = store.dataset(campaign.name, parent.parent_hash) if parent.parent_hash else None
+    splits = {e["key"]: Split(e["split"]) for e in parent.entries} if parent else {}
+    done = {
+        label.key: label
+        for label in store.labels(campaign=campaign.name, states=[LabelState.DONE])
+        if store.purpose_of(label, campaign.name)[1] <= cycle
+    }
+    for key in sorted(set(done) - set(splits)):
+        purpose, _ = store.purpose_of(done[key], campaign.name)
+        splits[key] = _split(purpose, splits, fraction=campaign.training.validation_fraction)
+    splits = {key: splits[key] for key in sorted(splits) if key in done}
+    text = "\n".join(f"{key} {split}" for key, split in splits.items())
+    document = DatasetDocument(
+        hash=hashlib.sha256(text.encode()).hexdigest(),
+        parent_hash=parent.hash if parent else None,
+        campaign=campaign.name,
+        cycle=cycle,
+        entries=[{"key": key, "split": str(split)} for key, split in splits.items()],
+        recipe_fingerprint=parse_recipe(campaign.labels).fingerprint(campaign.structure.numbers),
+    )
+    store.add_dataset(document)
+    frames = [
+        _labelled(done[key], split, cycle=store.purpose_of(done[key], campaign.name)[1])
+        for key, split in splits.items()
+    ]
+    return document, frames
+
+
+def _split(purpose: Purpose, splits: dict[str, Split], *, fraction: float) -> Split:
+    if purpose is Purpose.AUDIT:
+        return Split.AUDIT
+    others = [split for split in splits.values() if split is not Split.AUDIT]
+    n_validation = sum(split is Split.VALIDATION for split in others)
+    return Split.VALIDATION if n_validation + 1 <= fraction * (len(others) + 1) else Split.TRAIN
+
+
+def _labelled(label: LabelDocument, split: Split, *, cycle: int) -> LabelledFrame:
+    result = label.result
+    if result is None:  # a done label has a result by construction of the store
+        msg = f"label {label.key} is done but has no result"
+        raise RuntimeError(msg)
+    return LabelledFrame(
+        key=label.key,
+        split=split,
+        cycle=cycle,
+        frame=label.frame,
+        energy_eV=result.energy_eV,
+        forces_eV_A=result.forces_eV_A,
+        stress_eV_A3=result.stress_eV_A3,
+        magmoms_muB=result.magmoms_muB,
+    )

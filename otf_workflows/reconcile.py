@@ -1,0 +1,295 @@
+"""Given what the database says, what happens next.
+
+Idempotent: call it from anywhere, at any time, as often as you like. A lease keeps two callers
+from acting at once, the unique key (campaign, cycle) keeps a cycle from being opened twice, and
+the engine is asked for a workflow of that key before one is submitted. Kill anything at any
+moment, and the next call repairs it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from otf_workflows.campaign import Campaign
+from otf_workflows.schemas import Attempt, CycleDocument, StageRecord, now
+from otf_workflows.types import (
+    CampaignState,
+    CycleState,
+    Decision,
+    FailureCause,
+    LabelState,
+    Stage,
+)
+
+if TYPE_CHECKING:
+    from otf_workflows.engine.base import Engine, JobRecord
+    from otf_workflows.schemas import CampaignDocument
+    from otf_workflows.store import Store
+
+_OUTCOMES = {
+    Decision.CONVERGED: CampaignState.CONVERGED,
+    Decision.BUDGET_EXHAUSTED: CampaignState.BUDGET_EXHAUSTED,
+    Decision.STALLED: CampaignState.STALLED,
+}
+
+
+class Step(StrEnum):
+    """What a campaign needs next."""
+
+    WAIT = "wait"
+    OPEN = "open"
+    SUBMIT = "submit"
+    PRODUCE = "produce"
+    FINISH = "finish"
+
+
+def next_step(campaign: CampaignDocument, cycles: list[CycleDocument]) -> Step:
+    """Return what follows from the documents; a pure function.
+
+    Parameters
+    ----------
+    campaign
+        The campaign.
+    cycles
+        Its cycles in order, the production run last.
+    """
+    if campaign.state.terminal or campaign.state is CampaignState.PAUSED:
+        return Step.WAIT
+    if not cycles:
+        return Step.OPEN
+    last = cycles[-1]
+    if last.state is not CycleState.DONE:
+        return Step.SUBMIT if last.state is CycleState.EMITTING else Step.WAIT
+    if last.kind == "cycle":
+        decision = last.verdict.decision if last.verdict else Decision.CONTINUE
+        if decision is Decision.CONTINUE:
+            return Step.OPEN
+        if decision is not Decision.STALLED and campaign.campaign.get("production"):
+            return Step.PRODUCE
+    return Step.FINISH
+
+
+def reconcile_all(store: Store, engine: Engine) -> list[str]:
+    """Reconcile every campaign that is not finished, and book labels that were rerun.
+
+    Returns
+    -------
+    list of str
+        What was done, in sentences.
+    """
+    names = {c.name for c in store.campaigns() if not c.state.terminal}
+    names |= store.campaigns_with_open_labels()
+    return [sentence for name in sorted(names) for sentence in reconcile(store, engine, name)]
+
+
+def reconcile(store: Store, engine: Engine, name: str) -> list[str]:
+    """Bring the documents of a campaign up to date and take its next step.
+
+    Returns
+    -------
+    list of str
+        What was done, in sentences; empty if there was nothing to do or somebody else is at it.
+    """
+    with store.lease(name) as mine:
+        if not mine:
+            return []
+        sentences = book_labels(store, engine, name)
+        sentences += watch_cycle(store, engine, name)
+        while True:
+            document = store.campaign(name)
+            step = next_step(document, store.cycles(name))
+            if step is Step.WAIT:
+                return sentences
+            sentences += _take(step, store, engine, document)
+
+
+def _take(step: Step, store: Store, engine: Engine, document: CampaignDocument) -> list[str]:
+    cycles = store.cycles(document.name)
+    if step is Step.FINISH:
+        return _finish(store, document, cycles)
+    if step is Step.SUBMIT:
+        return _submit(store, engine, document, cycles)
+    cycle = CycleDocument(
+        campaign=document.name,
+        cycle=len(cycles),
+        kind="production" if step is Step.PRODUCE else "cycle",
+        state=CycleState.EMITTING,
+        incumbent_id=document.incumbent_id,
+        incumbent_calibrated=store.model(document.incumbent_id).calibration.n > 0,
+    )
+    store.open_cycle(cycle)
+    if step is Step.PRODUCE and (verdict := cycles[-1].verdict):
+        store.set_campaign(
+            document.name, state=CampaignState.PRODUCING, outcome=_OUTCOMES[verdict.decision]
+        )
+    store.event(f"{cycle.kind} {cycle.cycle} opened", campaign=document.name, cycle=cycle.cycle)
+    return [f"{document.name}: {cycle.kind} {cycle.cycle} opened."]
+
+
+def _submit(
+    store: Store, engine: Engine, document: CampaignDocument, cycles: list[CycleDocument]
+) -> list[str]:
+    from otf_workflows.flow import CycleMaker, ProductionMaker, outputs
+
+    last = cycles[-1]
+    where = {"campaign": document.name, "cycle": last.cycle, "kind": last.kind}
+    ids = engine.find(**where)
+    if not ids:
+        campaign = Campaign.model_validate(document.campaign)
+        incumbent = store.model(last.incumbent_id)
+        if last.kind == "production":
+            models = [store.model(campaign.potential), *store.models(document.name)]
+            flow = ProductionMaker(campaign).make(last.cycle, incumbent, models)
+        else:
+            previous = cycles[-2].outputs if last.cycle else {}
+            flow = CycleMaker(campaign).make(last.cycle, incumbent, previous)
+        # Written before the submission: if we die between the two, the next call finds no
+        # workflow and writes new ones; if we die after it, these are the right ones.
+        store.set_cycle(document.name, last.cycle, outputs=outputs(flow))
+        ids = engine.submit(flow, **where)
+    store.set_cycle_state(
+        document.name, last.cycle, was=CycleState.EMITTING, to=CycleState.RUNNING, engine_ids=ids
+    )
+    return [f"{document.name}: {last.kind} {last.cycle} submitted as workflow {ids}."]
+
+
+def _finish(store: Store, document: CampaignDocument, cycles: list[CycleDocument]) -> list[str]:
+    verdict = next(c.verdict for c in reversed(cycles) if c.verdict is not None)
+    outcome = document.outcome or _OUTCOMES[verdict.decision]
+    reason = verdict.sentences[-1] if verdict.sentences else str(outcome)
+    store.set_campaign(document.name, state=outcome, outcome=outcome, reason=reason, finished=now())
+    store.set_campaign(document.name, totals=totals(store, document.name))
+    store.event(f"campaign {outcome}", campaign=document.name, details={"reason": reason})
+    return [f"{document.name}: {outcome}. {reason}"]
+
+
+def book_labels(store: Store, engine: Engine, name: str) -> list[str]:
+    """Bring the state of open labels up to date with what the engine knows."""
+    from otf_workflows.ledger import settle
+
+    open_ = {
+        label.key: label
+        for label in store.labels(
+            campaign=name,
+            states=[LabelState.PENDING, LabelState.RUNNING, LabelState.FAILED],
+            light=True,
+        )
+    }
+    if not open_:
+        return []
+    sentences = []
+    latest = {
+        job.label_key: job
+        for job in sorted(engine.jobs(campaign=name), key=lambda job: str(job.started or ""))
+        if job.label_key in open_
+    }
+    for key, job in latest.items():
+        state = open_[key].state
+        if job.state == "running" and state is LabelState.PENDING:
+            store.mark_label_running(key, _attempt(job))
+        elif job.state == "done" and job.uuid and (result := engine.output(job.uuid)):
+            if settle(store, result):
+                sentences.append(f"{name}: label {key[:10]} done.")
+        elif job.state == "failed" and state is not LabelState.FAILED:
+            failure = job.failure or {}
+            store.record_failure(
+                key,
+                cause=FailureCause(failure.get("cause") or FailureCause.UNKNOWN),
+                reason=failure.get("message") or "the job died without a message",
+                attempts=[Attempt.model_validate(a) for a in failure.get("attempts", [])]
+                or [_attempt(job)],
+            )
+            sentences.append(f"{name}: label {key[:10]} failed: {failure.get('message')}")
+    return sentences
+
+
+def _attempt(job: JobRecord) -> Attempt:
+    return Attempt(
+        number=1, host=job.host or "", directory=job.directory or "", started=job.started
+    )
+
+
+def watch_cycle(store: Store, engine: Engine, name: str) -> list[str]:
+    """Write stage counts and times of the running cycle, and notice a job that failed."""
+    cycles = store.cycles(name)
+    if not cycles or not cycles[-1].engine_ids:
+        return []
+    last = cycles[-1]
+    jobs = engine.jobs(campaign=name, cycle=last.cycle, kind=last.kind)
+    stages = stage_records(jobs)
+    if stages != last.stages:
+        store.set_cycle(name, last.cycle, stages=stages)
+    document = store.campaign(name)
+    broken = [job for job in jobs if job.state == "failed" and job.stage is not Stage.LABEL]
+    if not broken or document.state.terminal:
+        return []
+    first = broken[0]
+    message = str((first.failure or {}).get("message") or "no message").splitlines()[-1]
+    reason = (
+        f"job '{first.name}' ({first.engine_id}) of {last.kind} {last.cycle} failed: {message} "
+        f"Once the reason is gone: otf resume {name}"
+    )
+    store.set_campaign(name, state=CampaignState.FAILED, reason=reason)
+    store.event("campaign failed", campaign=name, cycle=last.cycle, details={"reason": reason})
+    return [f"{name}: {reason}"]
+
+
+def stage_records(jobs: list[JobRecord]) -> dict[str, StageRecord]:
+    """Return counts and wall times per stage."""
+    groups: dict[Stage, list[JobRecord]] = defaultdict(list)
+    for job in jobs:
+        if job.stage is not None:
+            groups[job.stage].append(job)
+    records = {}
+    for stage, members in groups.items():
+        states = [str(job.state) for job in members]
+        starts = [job.started for job in members if job.started]
+        ends = [job.finished for job in members if job.finished]
+        records[str(stage)] = StageRecord(
+            stage=stage,
+            n_jobs=len(members),
+            n_done=states.count("done"),
+            n_running=states.count("running"),
+            n_failed=states.count("failed"),
+            seconds=sum(
+                (job.finished - job.started).total_seconds()
+                for job in members
+                if job.started and job.finished
+            ),
+            started=min(starts, default=None),
+            finished=max(ends) if ends and len(ends) == len(members) else None,
+        )
+    return records
+
+
+def totals(store: Store, name: str) -> dict[str, float]:
+    """Return what a campaign did and cost.
+
+    ``seconds_*`` are wall times during which at least one job of that kind ran; the rest of
+    ``seconds_total`` is orchestration.
+    """
+    document = store.campaign(name)
+    cycles = store.cycles(name)
+    n_computed, core_hours = store.label_costs(name)
+    n_all = sum(store.label_counts(name).values())
+    runs = [item for item in store.properties(name) if item.kind == "production"]
+
+    def spent(*stages: Stage) -> float:
+        records = [c.stages[s] for c in cycles for s in stages if s in c.stages]
+        return sum(
+            (r.finished - r.started).total_seconds() for r in records if r.started and r.finished
+        )
+
+    return {
+        "md_steps": float(sum(w["n_steps_run"] for c in cycles for w in c.walkers)),
+        "production_steps": float(sum(r.values["n_steps_all"] for r in runs)),
+        "labels_computed": float(n_computed),
+        "labels_reused": float(n_all - n_computed),
+        "core_hours": core_hours,
+        "seconds_explore": spent(Stage.EXPLORE, Stage.PRODUCE),
+        "seconds_label": spent(Stage.LABEL),
+        "seconds_train": spent(Stage.FINETUNE, Stage.EVALUATE),
+        "seconds_total": ((document.finished or now()) - document.created).total_seconds(),
+    }
