@@ -104,3 +104,20 @@ def fingerprint(level_of_theory: dict[str, Any]) -> str:
     """Return a short hash of a level of theory."""
     text = json.dumps(level_of_theory, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(asked: dict[str, Any], as_run: dict[str, Any]) -> list[str]:
+    """Return how a level of theory as run differs from the one asked for, one sentence per key.
+
+    An empty list means that the label may be trained on; otherwise it belongs in quarantine with
+    these sentences as its reason.
+    """
+    found = []
+    for name in sorted(asked.keys() | as_run.keys()):
+        if name not in as_run:
+            found.append(f"{name}: asked for {asked[name]!r}, not found in the output")
+        elif name not in asked:
+            found.append(f"{name}: not asked for, the output says {as_run[name]!r}")
+        elif asked[name] != as_run[name]:
+            found.append(f"{name}: asked for {asked[name]!r}, the output says {as_run[name]!r}")
+    return found

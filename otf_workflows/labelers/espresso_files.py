@@ -1,0 +1,314 @@
+"""Write the input of ``pw.x``, and read what it says it computed.
+
+Results and settings come from ``data-file-schema.xml``, which holds full precision and every
+setting; checksums of pseudopotentials, the functional in force and site moments are only in the
+text output. Settings are those of the *output*, never those that we asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.units import Bohr, Hartree
+
+from otf_workflows.labelers.espresso_recipe import (
+    EspressoRecipe,
+    Smearing,
+    Spin,
+    kpoint_grid,
+    level,
+    tidy,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from otf_workflows.schemas import Frame
+
+PREFIX = "otf"
+XML_NAME = "data-file-schema.xml"
+HARTREE_RY = 2.0
+
+FUNCTIONAL_OF_INDICES: dict[tuple[int, ...], str] = {
+    (1, 4, 3, 4): "PBE",
+    (1, 4, 10, 8): "PBEsol",
+    (1, 4, 0, 0): "LDA",
+    (1, 1, 0, 0): "LDA (Perdew-Zunger)",
+}
+"""Exchange, correlation, gradient exchange, gradient correlation: funct.f90 of QE."""
+
+SMEARINGS = {"gaussian": Smearing.GAUSSIAN, "mv": Smearing.COLD}
+
+
+class UnreadableOutput(ValueError):  # noqa: N818
+    """The output of a run is missing, broken, or not that of the frame asked for."""
+
+
+@dataclass(frozen=True)
+class PwOutput:
+    """One finished run.
+
+    Attributes
+    ----------
+    energy_eV
+        Total energy; with smearing the free energy, which the forces belong to (eV).
+    forces_eV_A
+        Forces (eV/Å), shape (n, 3).
+    stress_eV_A3
+        Stress (eV/Å³), shape (3, 3), tension positive.
+    magmoms_muB
+        Site moments (μB), shape (n,), for spin-polarised runs.
+    symbols
+        Element of every atom.
+    cell_A
+        Lattice vectors as rows (Å).
+    positions_A
+        Positions (Å), shape (n, 3).
+    settings
+        Level of theory as run, in the form of ``EspressoRecipe.level_of_theory``.
+    """
+
+    energy_eV: float
+    forces_eV_A: np.ndarray
+    stress_eV_A3: np.ndarray
+    magmoms_muB: np.ndarray | None
+    symbols: list[str]
+    cell_A: np.ndarray
+    positions_A: np.ndarray
+    settings: dict[str, Any]
+
+
+def write_input(
+    path: Path,
+    frame: Frame,
+    recipe: EspressoRecipe,
+    *,
+    numerics: dict[str, Any],
+    outdir: str,
+    max_seconds: float | None,
+    data_dir: str | None = None,
+) -> None:
+    """Write the input file of one try.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    frame
+        Structure.
+    recipe
+        Level of theory.
+    numerics
+        Checked numerical settings; ``pw.x``'s own names.
+    outdir
+        Folder for the files of ``pw.x``, absolute or relative to where it runs.
+    max_seconds
+        Time after which ``pw.x`` stops by itself (s).
+    data_dir
+        Folder of pseudopotentials on this machine, instead of the recipe's.
+    """
+    from ase.io.espresso import write_espresso_in
+
+    files = recipe.files(frame.numbers, data_dir)
+    atoms = frame.to_atoms()
+    control: dict[str, Any] = {
+        "calculation": "scf",
+        "prefix": PREFIX,
+        "outdir": outdir,
+        "pseudo_dir": str(next(iter(files.values())).path.parent),
+        "tprnfor": True,
+        "tstress": True,
+        # The least that still writes the XML file and a density to restart from.
+        "disk_io": "low",
+    }
+    if max_seconds is not None:
+        control["max_seconds"] = float(max_seconds)
+    system: dict[str, Any] = {
+        "ecutwfc": recipe.cutoff_Ry,
+        "ecutrho": recipe.density_cutoff,
+        # Frames of MD have no symmetry; nearly symmetric ones make pw.x stumble over it.
+        "nosym": True,
+        "occupations": "fixed",
+    }
+    if recipe.smearing != Smearing.NONE:
+        names = {ours: theirs for theirs, ours in SMEARINGS.items()}
+        system |= {
+            "occupations": "smearing",
+            "smearing": names[recipe.smearing],
+            "degauss": recipe.width_Ry,
+        }
+    if recipe.spin == Spin.COLLINEAR:
+        system["nspin"] = 2
+        # ASE hands initial moments on as starting_magnetization, unchanged.
+        moments = [recipe.starting_magnetization.get(s, 0.0) for s in atoms.symbols]
+        atoms.set_initial_magnetic_moments(moments)
+    electrons = {"conv_thr": recipe.scf_threshold_Ry, **numerics}
+    with path.open("w") as file:
+        write_espresso_in(
+            file,
+            atoms,
+            input_data={"control": control, "system": system, "electrons": electrons},
+            pseudopotentials={symbol: found.path.name for symbol, found in files.items()},
+            kpts=recipe.grid(frame.cell_A),
+            koffset=(0, 0, 0),
+        )
+
+
+def read_output(text: str, xml_path: Path, *, kspacing_per_A: float | None = None) -> PwOutput:
+    """Read a finished run.
+
+    Parameters
+    ----------
+    text
+        Standard output of ``pw.x``.
+    xml_path
+        Its ``data-file-schema.xml``.
+    kspacing_per_A
+        If given, a grid that has this spacing in the cell as run is reported as the spacing.
+
+    Raises
+    ------
+    UnreadableOutput
+        If anything is missing or cannot be read.
+    """
+    try:
+        root = ET.parse(xml_path).getroot()  # noqa: S314 - written by our own process
+    except (OSError, ET.ParseError) as error:
+        raise UnreadableOutput(f"{xml_path.name} cannot be read: {error}") from error
+    try:
+        cell = np.array([_floats(root, f"output/atomic_structure/cell/a{i}") for i in (1, 2, 3)])
+        atoms = _all(root, "output/atomic_structure/atomic_positions/atom")
+        symbols = [re.sub(r"\d+$", "", atom.attrib["name"]) for atom in atoms]
+        positions = np.array([[float(x) for x in (atom.text or "").split()] for atom in atoms])
+        settings = _settings(root, text, cell_A=cell * Bohr, kspacing_per_A=kspacing_per_A)
+        spin = settings["spin"] == Spin.COLLINEAR
+        return PwOutput(
+            energy_eV=float(_text(root, "output/total_energy/etot")) * Hartree,
+            forces_eV_A=np.array(_floats(root, "output/forces")).reshape(-1, 3) * Hartree / Bohr,
+            # pw.x counts compression as positive, we count tension.
+            stress_eV_A3=-np.array(_floats(root, "output/stress")).reshape(3, 3)
+            * (Hartree / Bohr**3),
+            magmoms_muB=_site_moments(text, len(symbols)) if spin else None,
+            symbols=symbols,
+            cell_A=cell * Bohr,
+            positions_A=positions * Bohr,
+            settings=settings,
+        )
+    except (KeyError, ValueError) as error:
+        raise UnreadableOutput(f"the output is incomplete: {error}") from error
+
+
+def frame_problem(output: PwOutput, frame: Frame) -> str | None:
+    """Return why an output is not that of a frame (elements, cell, places, order), or None."""
+    atoms = frame.to_atoms()
+    if output.symbols != list(atoms.symbols):
+        return "the output has other elements, or another order of atoms, than the frame"
+    if np.abs(output.cell_A - atoms.cell.array).max() > 1e-5:
+        return "the output has another cell than the frame"
+    if np.abs(output.positions_A - atoms.positions).max() > 1e-5:
+        return "the output has other positions than the frame"
+    return None
+
+
+def _settings(
+    root: ET.Element, text: str, *, cell_A: np.ndarray, kspacing_per_A: float | None
+) -> dict[str, Any]:
+    bands = "output/band_structure"
+    grid = _grid(root, f"{bands}/starting_k_points")
+    spacing = None
+    if kspacing_per_A is not None and grid == list(kpoint_grid(cell_A, kspacing_per_A)):
+        spacing = kspacing_per_A
+    smearing, width = Smearing.NONE.value, None
+    occupations = _text(root, f"{bands}/occupations_kind")
+    if (found := root.find(f"{bands}/smearing")) is not None and occupations == "smearing":
+        name = (found.text or "").strip()
+        smearing = str(SMEARINGS.get(name, name))
+        width = float(found.attrib["degauss"]) * HARTREE_RY
+    elif occupations != "fixed":
+        smearing = occupations
+    flags = [f"output/magnetization/{name}" for name in ("lsda", "noncolin", "spinorbit")]
+    lsda, noncollinear, spin_orbit = (_text(root, flag) == "true" for flag in flags)
+    spin = str(Spin.COLLINEAR if lsda else Spin.UNPOLARISED)
+    if noncollinear or spin_orbit:
+        spin = "spin-orbit" if spin_orbit else "noncollinear"
+    start = {}
+    for species in _all(root, "output/atomic_species/species"):
+        moment = species.findtext("starting_magnetization")
+        start[re.sub(r"\d+$", "", species.attrib["name"])] = float(moment or 0.0)
+    settings = level(
+        functional=_functional(root, text),
+        cutoff_Ry=float(_text(root, "output/basis_set/ecutwfc")) * HARTREE_RY,
+        density_cutoff_Ry=float(_text(root, "output/basis_set/ecutrho")) * HARTREE_RY,
+        kpoints=grid,
+        kspacing_per_A=spacing,
+        smearing=smearing,
+        width_Ry=width,
+        spin=spin,
+        magnetization=start,
+        scf_threshold_Ry=float(_text(root, "input/electron_control/conv_thr")) * HARTREE_RY,
+        md5=_checksums(text),
+    )
+    charge = float(root.findtext("input/bands/tot_charge") or 0.0)
+    if charge:
+        settings["charge_e"] = tidy(charge)
+    return settings
+
+
+def _functional(root: ET.Element, text: str) -> str:
+    line = re.search(r"Exchange-correlation=.*?\(([\s\d]+)\)", text, re.DOTALL)
+    if line is None:
+        raise ValueError("no line with the functional")
+    indices = tuple(int(i) for i in line.group(1).split())
+    gradient_or_less = len(indices) >= 4 and not any(indices[4:])
+    known = FUNCTIONAL_OF_INDICES.get(indices[:4]) if gradient_or_less else None
+    name = known or f"indices {' '.join(map(str, indices))}"
+    # Hubbard U, dispersion, exact exchange: elements of their own beside the functional.
+    extras = sorted(e.tag for e in _all(root, "output/dft/*") if e.tag != "functional")
+    return " + ".join([name, *extras])
+
+
+def _grid(root: ET.Element, path: str) -> Any:
+    found = root.find(f"{path}/monkhorst_pack")
+    if found is None:
+        return f"a list of {len(root.findall(f'{path}/k_point'))} points"
+    grid = [int(found.attrib[f"nk{i}"]) for i in (1, 2, 3)]
+    shift = [int(found.attrib[f"k{i}"]) for i in (1, 2, 3)]
+    return [*grid, *shift] if any(shift) else grid
+
+
+def _checksums(text: str) -> dict[str, str]:
+    pattern = (
+        r"PseudoPot\. #\s*\d+ for\s+([A-Za-z]+)\d*\s+read from file:"
+        r"(?:(?!PseudoPot\. #).)*?MD5 check sum:\s*([0-9a-f]{32})"
+    )
+    found = dict(re.findall(pattern, text, re.DOTALL))
+    if not found:
+        raise ValueError("no checksum of a pseudopotential")
+    return found
+
+
+def _site_moments(text: str, n_atoms: int) -> np.ndarray | None:
+    moments = re.findall(r"^\s+atom:?\s+\d+.*?magn[=:]\s*(-?\d+\.\d+)", text, re.MULTILINE)
+    return np.array(moments[-n_atoms:], dtype=float) if len(moments) >= n_atoms else None
+
+
+def _text(root: ET.Element, path: str) -> str:
+    found = root.findtext(path)
+    if found is None or not found.strip():
+        raise KeyError(f"{path} is not in the XML file")
+    return found.strip()
+
+
+def _floats(root: ET.Element, path: str) -> list[float]:
+    return [float(x) for x in _text(root, path).split()]
+
+
+def _all(root: ET.Element, path: str) -> list[ET.Element]:
+    found = root.findall(path)
+    if not found:
+        raise KeyError(f"{path} is not in the XML file")
+    return found
