@@ -149,9 +149,9 @@ def _submit(
         # workflow and writes new ones; if we die after it, these are the right ones.
         store.set_cycle(document.name, last.cycle, outputs=outputs(flow))
         ids = engine.submit(flow, **where)
-    store.set_cycle_state(
-        document.name, last.cycle, was=CycleState.EMITTING, to=CycleState.RUNNING, engine_ids=ids
-    )
+    store.set_cycle(document.name, last.cycle, engine_ids=ids)
+    # An engine that runs the flow at once may have closed the cycle already.
+    store.set_cycle_state(document.name, last.cycle, was=CycleState.EMITTING, to=CycleState.RUNNING)
     return [f"{document.name}: {last.kind} {last.cycle} submitted as workflow {ids}."]
 
 

@@ -205,12 +205,12 @@ class Store:
         )
 
     def set_cycle_state(
-        self, campaign: str, cycle: int, *, was: CycleState, to: CycleState, **fields: Any
+        self, campaign: str, cycle: int, *, was: CycleState, to: CycleState
     ) -> bool:
         """Move a cycle from one state to another; return False if it was not in the first."""
         moved = self.database.otf_cycles.update_one(
             {"campaign": campaign, "cycle": cycle, "state": str(was)},
-            {"$set": _plain({"state": to, **fields})},
+            {"$set": {"state": str(to)}},
         )
         return moved.modified_count == 1
 

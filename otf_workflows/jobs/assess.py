@@ -51,11 +51,15 @@ def assess(
             incumbent_id=incumbent_id,
             decision=Decision.STALLED,
             sentences=[
-                f"{len(missing)} labels are missing, too many to train on the rest (quorum "
-                f"{campaign.quorum.fraction:.0%}).",
-                f"See `otf labels list --campaign {campaign.name} --state failed`, then "
-                f"`otf labels rerun --campaign {campaign.name}`, then `otf resume "
-                f"{campaign.name}`.",
+                (
+                    f"{len(missing)} labels are missing, too many to train on the rest (quorum "
+                    f"{campaign.quorum.fraction:.0%})."
+                ),
+                (
+                    f"See `otf labels list --campaign {campaign.name} --state failed`, then "
+                    f"`otf labels rerun --campaign {campaign.name}`, then `otf resume "
+                    f"{campaign.name}`."
+                ),
             ],
         )
         _close(store, campaign, cycle, verdict)
@@ -134,7 +138,7 @@ def _decide(
 ) -> tuple[Decision, list[str]]:
     from otf_workflows.convergence import CycleEvidence, decide
 
-    n_labels, core_hours = store.label_costs(campaign.name)
+    _, core_hours = store.label_costs(campaign.name)
     evidence = [
         _evidence(document, promoted=promoted if document.cycle == cycle else None)
         for document in store.cycles(campaign.name)
@@ -145,7 +149,9 @@ def _decide(
         convergence=campaign.convergence,
         budget=campaign.budget,
         tolerance_eV_A=campaign.tolerance_eV_A,
-        n_labels=n_labels,
+        # Labels that another campaign paid for count as well: the same campaign under another
+        # name must end where this one ends.
+        n_labels=sum(store.label_counts(campaign.name).values()),
         core_hours=core_hours,
     )
 

@@ -1,0 +1,78 @@
+"""A whole campaign in this process, without FireWorks: for notebooks and tests.
+
+The flows, the database and the labels are the same as on a cluster; only the engine differs.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from otf_workflows.types import CampaignState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otf_workflows.campaign import Campaign
+    from otf_workflows.schemas import CampaignDocument
+    from otf_workflows.settings import Site
+
+
+def run_locally(
+    campaign: Campaign,
+    *,
+    site: Site | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> CampaignDocument:
+    """Run a campaign to its end, one job after the other, in this process.
+
+    Called again it continues: finished cycles and labels are found in the database.
+
+    Parameters
+    ----------
+    campaign
+        What to do.
+    site
+        Where the database is; by default what the site file says, or an embedded mongod that
+        lives as long as this call.
+    tell
+        Called with a sentence on every step, ``print`` for instance.
+
+    Returns
+    -------
+    CampaignDocument
+        The finished campaign; ``write_report(store, name, path)`` makes the page of it.
+
+    Raises
+    ------
+    OtfError
+        If a job fails; the message says which, and the database keeps what was done.
+    """
+    from otf_workflows.connection import connect, job_store
+    from otf_workflows.control import submit
+    from otf_workflows.engine.local import LocalEngine
+    from otf_workflows.engine.mongod import EmbeddedMongod
+    from otf_workflows.errors import OtfError
+    from otf_workflows.reconcile import reconcile
+    from otf_workflows.settings import load_site
+    from otf_workflows.store import Store, using
+
+    site = site or load_site()
+    with ExitStack() as stack:
+        if site.database.mode == "embedded":
+            stack.enter_context(EmbeddedMongod(site.resolved_state_dir))
+        store = stack.enter_context(using(Store(connect(site))))
+        engine = LocalEngine(
+            job_store=job_store(site), root=site.resolved_state_dir / "local" / campaign.name
+        )
+        document = submit(campaign, store)
+        while not document.state.terminal:
+            sentences = reconcile(store, engine, campaign.name)
+            for sentence in sentences if tell else []:
+                tell(sentence)
+            document = store.campaign(campaign.name)
+            if not sentences and not document.state.terminal:
+                break
+        if document.state is CampaignState.FAILED:
+            raise OtfError(document.reason, where=f"campaign '{campaign.name}'")
+        return document
