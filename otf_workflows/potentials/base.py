@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from otf_workflows.errors import OtfError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
     from ase import Atoms
     from ase.calculators.calculator import Calculator
+
+
+class PotentialError(OtfError, RuntimeError):
+    """The potential has no answer for this structure (or this is not its blob).
+
+    A walker catches it: an exploded structure ends a segment, not a job.
+    """
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,365 @@
+"""CHGNet as a potential with uncertainty: fast inference, heads fitted to forces, novelty.
+
+Imports torch; reach it through :func:`otf_workflows.potentials.load_potential`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from otf_workflows import uncertainty as uq
+from otf_workflows.errors import InputError
+from otf_workflows.potentials import chgnet_forward as net
+from otf_workflows.potentials import chgnet_graph as graphs
+from otf_workflows.potentials import chgnet_weights as weights
+from otf_workflows.potentials.base import PotentialError, Prediction
+from otf_workflows.potentials.registry import check_elements
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ase import Atoms
+    from chgnet.model import CHGNet
+
+    from otf_workflows.potentials.calculator import PotentialCalculator
+
+MAX_ROWS = 16_000
+"""Bonds plus angles in one forward pass: about one dense 100-atom cell."""
+
+_PARTNERS = {
+    "chgnet-0.3.0": "chgnet-0.2.0",
+    "chgnet-0.2.0": "chgnet-0.3.0",
+    "chgnet-r2scan": "chgnet-0.3.0",
+}
+"""Which shipped model a model without heads is compared with."""
+
+
+class CHGNetPotential:
+    """A chgnet model, with or without uncertainty heads.
+
+    Without heads, the uncertainty is the disagreement with another shipped checkpoint, and there
+    is no novelty. The model is never changed: :meth:`fit_uncertainty` returns a new potential.
+
+    Parameters
+    ----------
+    model
+        chgnet's module, on the device to be used.
+    name
+        Registry name of what it was pretrained as.
+    heads
+        Changes of the last weights, shape (n_heads, d).
+    latent
+        Statistics of the features of the atoms it was trained on.
+    """
+
+    def __init__(
+        self,
+        model: CHGNet,
+        *,
+        name: str,
+        heads: np.ndarray | None = None,
+        latent: uq.LatentStatistics | None = None,
+    ) -> None:
+        net.check_supported(model)
+        self.model = model
+        self.name = name
+        self.heads = heads
+        self.latent = latent
+
+    def predict(self, atoms: Atoms, *, uncertainty: bool = False) -> Prediction:
+        """Return energy, forces and stress of one structure.
+
+        Parameters
+        ----------
+        atoms
+            Structure with a cell.
+        uncertainty
+            Also return σ: one backward pass per head, or a second model without heads.
+
+        Raises
+        ------
+        InputError
+            For elements the model was not trained on.
+        PotentialError
+            For an isolated atom, or anything that is not finite.
+        """
+        return self.predict_many([atoms], uncertainty=uncertainty)[0]
+
+    def predict_many(
+        self, structures: Sequence[Atoms], *, uncertainty: bool = False
+    ) -> list[Prediction]:
+        """Return predictions in the order of ``structures``, several per forward pass.
+
+        They equal those of :meth:`predict` to single precision. Raises what it raises.
+        """
+        partner_forces: list[np.ndarray | None] = [None] * len(structures)
+        if uncertainty and self.heads is None:
+            partner = _partner(_PARTNERS[self.name], str(self._device))
+            partner_forces = [p.forces_eV_A for p in partner.predict_many(structures)]
+        predictions: list[Prediction | None] = [None] * len(structures)
+        for indices, graph in self._batches(structures):
+            others = [partner_forces[i] for i in indices]
+            batch = self._evaluate(graph, others, with_heads=uncertainty)
+            for index, prediction in zip(indices, batch, strict=True):
+                predictions[index] = prediction
+        return [prediction for prediction in predictions if prediction is not None]
+
+    def features(self, structures: Sequence[Atoms]) -> np.ndarray:
+        """Return structure-mean readout features, shape (n_structures, d). No backward pass."""
+        rows = np.zeros((len(structures), self.model.atom_fea_dim))
+        for indices, graph in self._batches(structures):
+            with _inference(self.model), torch.no_grad():
+                output = net.forward(self.model, graph, self._vectors(graph))
+            per_structure = graph.split(output.features.double().cpu().numpy())
+            rows[indices] = [atoms.mean(axis=0) for atoms in per_structure]
+        return rows
+
+    def fit_uncertainty(
+        self,
+        structures: Sequence[Atoms],
+        forces_eV_A: Sequence[np.ndarray],
+        *,
+        n_heads: int = 8,
+        seed: int,
+    ) -> CHGNetPotential:
+        """Return a copy with heads and latent statistics fitted to labels.
+
+        Parameters
+        ----------
+        structures
+            What the model was trained on; at most 100 of them are used, at random.
+        forces_eV_A
+            Their forces at the level of theory of the labels (eV/Å), each of shape (n, 3).
+        n_heads
+            Number of heads: each costs about a third of an MD step when σ is read.
+        seed
+            Same seed, same heads.
+
+        Raises
+        ------
+        InputError
+            For fewer than two structures, or forces that do not fit them.
+        """
+        if len(structures) != len(forces_eV_A):
+            raise InputError(
+                f"{len(structures)} structures, but {len(forces_eV_A)} sets of forces."
+            )
+        chosen = uq.subsample(len(structures), seed=seed)
+        jacobians: dict[int, np.ndarray] = {}
+        residuals: dict[int, np.ndarray] = {}
+        features = []
+        for indices, graph in self._batches([structures[i] for i in chosen]):
+            rows, forces, latent = self._linearise(graph)
+            features.append(latent)
+            for index, jacobian, predicted in zip(indices, rows, forces, strict=True):
+                labels = np.asarray(forces_eV_A[chosen[index]], dtype=float)
+                if labels.shape != predicted.shape:
+                    raise InputError(
+                        f"Forces of shape {labels.shape} do not fit {len(predicted)} atoms.",
+                        where=f"structure {chosen[index]}",
+                    )
+                jacobians[index], residuals[index] = jacobian, labels - predicted
+        order = range(len(chosen))
+        heads = uq.bootstrap_heads(
+            [jacobians[i] for i in order],
+            [residuals[i] for i in order],
+            n_heads=n_heads,
+            seed=seed,
+        )
+        return CHGNetPotential(
+            copy.deepcopy(self.model),
+            name=self.name,
+            heads=heads,
+            latent=uq.latent_statistics(np.concatenate(features)),
+        )
+
+    def calculator(self) -> PotentialCalculator:
+        """Return an ASE calculator for molecular dynamics; its results repeat bit by bit."""
+        from otf_workflows.potentials.calculator import PotentialCalculator
+
+        return PotentialCalculator(self)
+
+    def dump(self) -> bytes:
+        """Return everything as bytes that :func:`load` reads without running code from them."""
+        latent = self.latent
+        content = {
+            "name": self.name,
+            "model_args": dict(self.model.model_args),
+            "state_dict": {k: v.detach().cpu() for k, v in self.model.state_dict().items()},
+            "heads": None if self.heads is None else torch.as_tensor(self.heads),
+            "latent": None
+            if latent is None
+            else [torch.as_tensor(latent.mean), torch.as_tensor(latent.whitening)],
+        }
+        return weights.encode(content)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _vectors(self, graph: graphs.Graph) -> torch.Tensor:
+        like = next(self.model.parameters())
+        return torch.as_tensor(graph.vectors_A, dtype=like.dtype, device=like.device)
+
+    def _batches(self, structures: Sequence[Atoms]) -> Iterator[tuple[list[int], graphs.Graph]]:
+        """Yield joined graphs of similar structures, with the indices of these."""
+        converter = self.model.graph_converter
+        waiting: dict[bool, list[tuple[int, graphs.Graph]]] = {True: [], False: []}
+        rows = {True: 0, False: 0}
+
+        def flush(kind: bool) -> tuple[list[int], graphs.Graph]:
+            indices, parts = zip(*waiting[kind], strict=True)
+            waiting[kind], rows[kind] = [], 0
+            return list(indices), graphs.join(parts)
+
+        for index, atoms in enumerate(structures):
+            check_elements(self.name, atoms.numbers)
+            graph = graphs.build_graph(
+                atoms,
+                cutoff_A=converter.atom_graph_cutoff,
+                bond_cutoff_A=converter.bond_graph_cutoff,
+            )
+            # 0.2.0 shifts all bonds as soon as there is one angle, so the two kinds do not mix
+            kind = len(graph.apex) > 0
+            size = len(graph.first) + len(graph.apex)
+            if waiting[kind] and rows[kind] + size > MAX_ROWS:
+                yield flush(kind)
+            waiting[kind].append((index, graph))
+            rows[kind] += size
+        for kind in (True, False):
+            if waiting[kind]:
+                yield flush(kind)
+
+    def _evaluate(
+        self,
+        graph: graphs.Graph,
+        other_forces_eV_A: Sequence[np.ndarray | None],
+        *,
+        with_heads: bool,
+    ) -> list[Prediction]:
+        heads = self.heads if with_heads else None
+        with _inference(self.model):
+            vectors = self._vectors(graph).requires_grad_()
+            output = net.forward(self.model, graph, vectors)
+            sites = output.site_energies_eV.double()
+            (slope,) = torch.autograd.grad(sites.sum(), vectors, retain_graph=heads is not None)
+            deviations = [] if heads is None else _head_forces(graph, output, vectors, heads)
+        energies = [part.sum() for part in graph.split(sites.detach().cpu().numpy())]
+        energies = energies + net.reference_energies_eV(self.model, graph).numpy()
+        forces, stresses = graphs.forces_and_stress(graph, slope)
+        if not (np.isfinite(energies).all() and all(np.isfinite(f).all() for f in forces)):
+            raise PotentialError(
+                "Energy or forces are not finite.", hint="look for atoms on top of each other"
+            )
+        sigmas: list[np.ndarray | None]
+        if deviations:
+            sigmas = list(graph.split(uq.sigma_of_heads(np.array(deviations))))
+        else:
+            sigmas = [
+                None if other is None else uq.disagreement(own, other)
+                for own, other in zip(forces, other_forces_eV_A, strict=True)
+            ]
+        novelties: list[np.ndarray | None] = [None] * graph.n_structures
+        if self.latent is not None:
+            latent = output.features.detach().double().cpu().numpy()
+            novelties = list(graph.split(self.latent.novelty(latent)))
+        return [
+            Prediction(
+                energy_eV=float(energy),
+                forces_eV_A=force,
+                stress_eV_A3=stress,
+                sigma_eV_A=sigma,
+                novelty=novelty,
+            )
+            for energy, force, stress, sigma, novelty in zip(
+                energies, forces, stresses, sigmas, novelties, strict=True
+            )
+        ]
+
+    def _linearise(
+        self, graph: graphs.Graph
+    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """Return J (3 n, d) and forces (n, 3) of each structure, and latent features (N, d)."""
+        with _inference(self.model):
+            vectors = self._vectors(graph).requires_grad_()
+            output = net.forward(self.model, graph, vectors)
+            basis = np.eye(output.hidden.shape[1])
+            columns = np.array(_head_forces(graph, output, vectors, basis))
+            last = net.last_weights(self.model).double().cpu().numpy()
+        rows = [part.reshape(-1, len(basis)) for part in graph.split(np.moveaxis(columns, 0, 2))]
+        forces = [(jacobian @ last).reshape(-1, 3) for jacobian in rows]
+        return rows, forces, output.features.detach().double().cpu().numpy()
+
+
+def load(name: str, blob: bytes | None = None, *, device: str = "cpu") -> CHGNetPotential:
+    """Return a shipped model, or one that was dumped.
+
+    Raises
+    ------
+    InputError
+        If the blob is of another potential than ``name``.
+    PotentialError
+        If the blob is damaged or something else.
+    """
+    if blob is None:
+        model = weights.shipped_model(name.removeprefix("chgnet-"))
+        return CHGNetPotential(model.to(device), name=name)
+    content = weights.decode(blob)
+    if content["name"] != name:
+        raise InputError(f"These are weights of {content['name']}, not of {name}.")
+    heads, latent = content["heads"], content["latent"]
+    return CHGNetPotential(
+        weights.build_model(content["model_args"], content["state_dict"]).to(device),
+        name=name,
+        heads=None if heads is None else heads.numpy(),
+        latent=None if latent is None else uq.LatentStatistics(*(t.numpy() for t in latent)),
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _partner(name: str, device: str) -> CHGNetPotential:
+    return load(name, device=device)
+
+
+def _head_forces(
+    graph: graphs.Graph, output: net.Output, vectors: torch.Tensor, heads: np.ndarray
+) -> list[np.ndarray]:
+    """Return J Δw of each head (eV/Å), each of shape (n, 3)."""
+    total = output.hidden.sum(dim=0)
+    changes = torch.as_tensor(heads, dtype=total.dtype, device=total.device)
+    forces = []
+    for change in changes:
+        (slope,) = torch.autograd.grad(total @ change, vectors, retain_graph=True)
+        forces.append(graphs.forces_on_atoms(graph, slope.double().cpu().numpy()))
+    return forces
+
+
+@contextlib.contextmanager
+def _inference(model: CHGNet) -> Iterator[None]:
+    """Freeze parameters, stop dropout and flush denormals; put everything back afterwards.
+
+    Gradients near the cut-off are full of denormal numbers, which cost a third of the time and
+    change no digit of the forces.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    training = model.training
+    flushing = torch.full((1,), 1e-310, dtype=torch.float64).mul(1.0).item() == 0.0
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    if training:
+        model.eval()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushing)
+        if training:
+            model.train()
+        for parameter in trainable:
+            parameter.requires_grad_(True)

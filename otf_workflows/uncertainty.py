@@ -1,0 +1,167 @@
+"""Uncertainty of forces from last-layer heads, and novelty in latent space. Pure NumPy.
+
+A potential whose energy is linear in its last hidden features, E = Σₐ hₐ·w, has forces that are
+linear in w too: F = J w with J = −∂(Σₐ hₐ)/∂r. So a head, a changed weight vector w + Δw, is
+fitted to force errors by one linear solve. Solving it for bootstrap samples of the training
+structures gives an ensemble for the price of one model.
+
+Last-layer methods for interatomic potentials: Bigi et al., Mach. Learn.: Sci. Technol. 5, 045018
+(2024); shallow ensembles: Kellner and Ceriotti, Mach. Learn.: Sci. Technol. 5, 035006 (2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from otf_workflows.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_STRUCTURES = 100
+"""More structures no longer change the heads, but each costs some 24 MD steps."""
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and covariance of latent features of the atoms a model was trained on.
+
+    Attributes
+    ----------
+    mean
+        Mean feature, shape (d,).
+    whitening
+        Matrix W such that ``|(x − mean) W|`` is the novelty of x, shape (d, d).
+    """
+
+    mean: np.ndarray
+    whitening: np.ndarray
+
+    def novelty(self, features: np.ndarray) -> np.ndarray:
+        """Return the Mahalanobis distance of each atom, shape (n,); training atoms have RMS 1."""
+        return np.linalg.norm((features - self.mean) @ self.whitening, axis=1)
+
+
+def latent_statistics(features: np.ndarray, *, ridge: float = 1e-3) -> LatentStatistics:
+    """Return the statistics of training atoms.
+
+    Parameters
+    ----------
+    features
+        One row per atom, shape (n, d).
+    ridge
+        Added to the variance in every direction, relative to the mean variance: without it a
+        crystal, which hardly varies in most directions, would make everything infinitely new.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two atoms, or all are the same.
+    """
+    features = np.asarray(features, dtype=float)
+    if len(features) < 2:
+        raise InputError("Latent statistics need at least two atoms.")
+    mean = features.mean(axis=0)
+    covariance = np.cov(features, rowvar=False, bias=True)
+    d = features.shape[1]
+    level = np.trace(covariance) / d
+    if not level > 0:
+        raise InputError("All atoms of the training set have the same latent features.")
+    lower = np.linalg.cholesky(covariance + ridge * level * np.eye(d))
+    whitening = np.linalg.inv(lower).T
+    rms = np.sqrt(np.mean(np.sum(((features - mean) @ whitening) ** 2, axis=1)))
+    return LatentStatistics(mean, whitening / rms)
+
+
+def subsample(n: int, *, limit: int = MAX_STRUCTURES, seed: int) -> np.ndarray:
+    """Return sorted indices of at most ``limit`` of ``n`` structures, at random."""
+    if n <= limit:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, size=limit, replace=False))
+
+
+def bootstrap_heads(
+    jacobians: Sequence[np.ndarray],
+    residuals_eV_A: Sequence[np.ndarray],
+    *,
+    n_heads: int = 8,
+    seed: int,
+    ridge: float = 1e-4,
+) -> np.ndarray:
+    """Return changes of the last weights, fitted to the force errors of resampled structures.
+
+    For each head b, with structures drawn with replacement, solves
+    ``(Σ JᵀJ + ridge · tr(Σ JᵀJ)/d · 1) Δw = Σ Jᵀ (F_label − F_model)``.
+
+    Parameters
+    ----------
+    jacobians
+        J of each structure, shape (3 n, d).
+    residuals_eV_A
+        F_label − F_model of each structure (eV/Å), shape (3 n,) or (n, 3).
+    n_heads
+        Number of heads.
+    seed
+        Of the resampling.
+    ridge
+        Regularisation relative to the mean eigenvalue. 1e-8 to 1e-4 rank errors equally well;
+        above 1e-3 the heads collapse onto each other.
+
+    Returns
+    -------
+    numpy.ndarray
+        Δw of each head, shape (n_heads, d).
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two structures (no spread), or shapes do not match.
+    """
+    n = len(jacobians)
+    if n != len(residuals_eV_A):
+        raise InputError(f"There are {n} Jacobians but {len(residuals_eV_A)} sets of forces.")
+    if n < 2 or n_heads < 2:
+        raise InputError(
+            f"A bootstrap of {n} structures with {n_heads} heads has no spread.",
+            hint="give at least two of both",
+        )
+    grams, projections = [], []
+    for jacobian, residual in zip(jacobians, residuals_eV_A, strict=True):
+        flat = np.asarray(residual, dtype=float).ravel()
+        if len(flat) != len(jacobian):
+            raise InputError(
+                f"{len(flat)} force components do not fit a Jacobian of {len(jacobian)} rows."
+            )
+        rows = np.asarray(jacobian, dtype=float)
+        grams.append(rows.T @ rows)
+        projections.append(rows.T @ flat)
+    gram, projection = np.array(grams), np.array(projections)
+
+    draws = np.random.default_rng(seed).integers(n, size=(n_heads, n))
+    heads = []
+    for draw in draws:
+        times = np.bincount(draw, minlength=n).astype(float)
+        normal = np.tensordot(times, gram, axes=1)
+        d = len(normal)
+        level = ridge * np.trace(normal) / d
+        heads.append(np.linalg.solve(normal + level * np.eye(d), times @ projection))
+    return np.array(heads)
+
+
+def sigma_of_heads(forces_eV_A: np.ndarray) -> np.ndarray:
+    """Return the spread of the force vector of each atom over heads (eV/Å), shape (n,).
+
+    Parameters
+    ----------
+    forces_eV_A
+        Forces of all heads, or their differences from the model, shape (n_heads, n, 3).
+    """
+    return np.sqrt(np.var(forces_eV_A, axis=0, ddof=1).sum(axis=-1))
+
+
+def disagreement(forces_eV_A: np.ndarray, other_forces_eV_A: np.ndarray) -> np.ndarray:
+    """Return |F − F'| of each atom (eV/Å), shape (n,): the uncertainty before any label."""
+    return np.linalg.norm(forces_eV_A - other_forces_eV_A, axis=-1)
