@@ -47,6 +47,17 @@ def get_labeler(code: str) -> Labeler:
     return getattr(import_module(module), name)()
 
 
+def check_numerics(code: str, numerics: dict[str, Any]) -> dict[str, Any]:
+    """Return numerical settings for a rerun, checked against those that a code may change.
+
+    Raises
+    ------
+    InputError
+        If one of them is physics, unknown or impossible.
+    """
+    return get_labeler(code).check_numerics(numerics)
+
+
 def parse_recipe(data: dict[str, Any]) -> Recipe:
     """Return the checked recipe of a campaign's ``labels`` section.
 

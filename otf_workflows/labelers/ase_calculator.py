@@ -151,11 +151,7 @@ class AseLabeler:
         LabelFailed
             If the calculator cannot be made, fails, or returns impossible numbers.
         """
-        if numerics:
-            raise InputError(
-                "calculators in this process have no numerical settings to change",
-                where=", ".join(f"--set {name}" for name in numerics),
-            )
+        self.check_numerics(numerics or {})
         directory = Path(directory).resolve()
         attempt = Attempt(
             number=1,
@@ -194,6 +190,15 @@ class AseLabeler:
             attempts=[attempt],
             core_hours=seconds * resources.cores / 3600,
         )
+
+    def check_numerics(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Return ``changes`` if there are none: nothing can be set for a calculator in-process."""
+        if changes:
+            raise InputError(
+                "calculators in this process have no numerical settings to change",
+                where=", ".join(f"--set {name}" for name in changes),
+            )
+        return changes
 
     def check(self, resources: Resources, numbers: list[int], recipe: AseRecipe) -> list[str]:  # noqa: ARG002
         """Return what is missing on this machine, in sentences."""
@@ -242,22 +247,16 @@ def teacher(potential: str) -> Calculator:
 
 def _calculator(recipe: AseRecipe) -> tuple[Calculator, dict[str, Any]]:
     """Return a calculator, and the level of theory that the object made says it has."""
-    calculator = _cached(recipe.calculator, json.dumps(recipe.kwargs, sort_keys=True))
+    make = find_callable(recipe.calculator)
+    try:
+        inspect.signature(make).bind(**recipe.kwargs)
+    except TypeError as error:
+        raise InputError(f"{recipe.calculator}: {error}", where="labels.kwargs") from error
+    calculator = make(**recipe.kwargs)
     level = recipe.level_of_theory([])
     if recipe.calculator == "teacher":
         level["level"] = f"teacher:{_load_teacher(recipe.kwargs['potential']).name}"
     return calculator, level
-
-
-@lru_cache(maxsize=4)
-def _cached(path: str, kwargs: str) -> Calculator:
-    make = find_callable(path)
-    arguments = json.loads(kwargs)
-    try:
-        inspect.signature(make).bind(**arguments)
-    except TypeError as error:
-        raise InputError(f"{path}: {error}", where="labels.kwargs") from error
-    return make(**arguments)
 
 
 @lru_cache(maxsize=2)
@@ -271,9 +270,6 @@ def _evaluate(
     calculator: Calculator, frame: Frame, *, with_stress: bool
 ) -> tuple[float, np.ndarray, np.ndarray | None]:
     atoms = frame.to_atoms()
-    # A calculator that is kept must not answer with what it computed for another frame.
-    if hasattr(calculator, "reset"):
-        calculator.reset()
     atoms.calc = calculator
     energy_eV = float(atoms.get_potential_energy())
     forces_eV_A = np.array(atoms.get_forces(), dtype=float)

@@ -96,6 +96,9 @@ class Labeler(Protocol):
             After all permitted retries, with the cause and every attempt.
         """
 
+    def check_numerics(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Return numerical settings, checked; InputError for physics and impossible values."""
+
     def check(self, resources: Resources, numbers: list[int], recipe: Recipe) -> list[str]:
         """Return what is missing on this machine for these elements, in sentences."""
 

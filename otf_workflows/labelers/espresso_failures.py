@@ -12,7 +12,7 @@ import signal
 from typing import Any
 
 from otf_workflows.labelers import leash
-from otf_workflows.labelers.supervised import Diagnosis
+from otf_workflows.labelers.outcome import Diagnosis
 from otf_workflows.types import FailureCause
 
 MARKS: tuple[tuple[str, FailureCause, str], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,7 @@ from otf_workflows.labelers.base import Recipe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from otf_workflows.labelers.base import Resources
     from otf_workflows.schemas import Frame
 
 
@@ -290,6 +292,11 @@ def kpoint_grid(cell_A: Any, kspacing_per_A: float) -> tuple[int, int, int]:
     counts = np.ceil(np.linalg.norm(reciprocal, axis=1) / kspacing_per_A - 1e-6)
     n1, n2, n3 = np.maximum(counts, 1).astype(int).tolist()
     return n1, n2, n3
+
+
+def command_of(resources: Resources) -> list[str]:
+    """Return the words of the command that starts ``pw.x``."""
+    return shlex.split(resources.command) or ["pw.x"]
 
 
 def tidy(number: float) -> float:

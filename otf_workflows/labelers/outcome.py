@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,15 @@ LAST_LINES = 30
 
 QUEUE_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 """Where the queue systems that we know put the id of a job."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How a try ended: a cause of failure with one sentence on it, or no cause for success."""
+
+    cause: FailureCause | None
+    message: str = ""
+    hint: str | None = None
 
 
 def host_name() -> str:

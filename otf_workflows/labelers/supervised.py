@@ -12,14 +12,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from custodian.custodian import Custodian, CustodianError, ErrorHandler, Job, Validator
 
 from otf_workflows.labelers import leash
-from otf_workflows.labelers.outcome import failed, host_name, last_lines, queue_id
+from otf_workflows.labelers.outcome import Diagnosis, failed, host_name, last_lines, queue_id
 from otf_workflows.schemas import Attempt, now
 
 if TYPE_CHECKING:
@@ -28,15 +27,6 @@ if TYPE_CHECKING:
 
 MPI_LAUNCHERS = {"mpirun", "mpiexec", "srun", "prun", "orterun", "aprun", "jsrun"}
 """With one of these the cores are for ranks, without they are for threads."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """How a try ended: a cause of failure with one sentence on it, or no cause for success."""
-
-    cause: FailureCause | None
-    message: str = ""
-    hint: str | None = None
 
 
 class Program(Protocol):
