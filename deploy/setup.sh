@@ -26,13 +26,13 @@ Exit status: 0 all is there; 2 wrong option; 5 something must be installed by an
 TEXT
 }
 
-readonly torch_version=2.13.0
 readonly torch_cpu_index=https://download.pytorch.org/whl/cpu
 readonly mongod_at_least=4.4
 readonly need_disk_MiB=3000
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
+torch_version=$(sed -n 's/^torch==//p' "$root/deploy/constraints.txt")
 log=$root/.otf/setup.log
 dev=no
 
@@ -87,7 +87,7 @@ system_mongod() { # prints the mongod on the PATH if it is new enough
   printf '%s\n' "$found"
 }
 
-has_library() { PATH=$PATH:/usr/sbin:/sbin ldconfig -p | grep -q "$1"; }
+has_library() { [[ $(PATH=$PATH:/usr/sbin:/sbin ldconfig -p) == *"$1"* ]]; }
 
 missing_packages() { # prints the names of missing system packages, one a line
   if [[ -z $python ]]; then
@@ -96,7 +96,7 @@ missing_packages() { # prints the names of missing system packages, one a line
     printf '%s\n' python3-venv
   fi
   command -v pw.x >/dev/null || printf '%s\n' quantum-espresso libopenblas0-pthread
-  system_mongod >/dev/null || has_library 'libcurl\.so\.4' || printf '%s\n' libcurl4
+  system_mongod >/dev/null || has_library libcurl.so.4 || printf '%s\n' libcurl4
 }
 
 install_system_packages() {
