@@ -1,0 +1,279 @@
+"""The MD loop that walkers and production runs share: advance, guard, check, save."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import Field, ValidationError
+
+from otf_workflows.errors import InputError, PotentialError
+from otf_workflows.exploration.dynamics import Dynamics, Ensemble
+from otf_workflows.exploration.trajectory import Recorder, record_type
+from otf_workflows.schemas import Checkpoint, Document
+from otf_workflows.types import StopReason
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ase import Atoms
+
+    from otf_workflows.exploration.health import Guards
+    from otf_workflows.potentials.base import Potential
+
+SAVE_EVERY = 100
+"""MD steps between saves. At each, saved or not, the dynamics starts anew from its checkpoint, so
+that a resumed run and an uninterrupted one are the same to the last bit."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One reading of the uncertainty.
+
+    Attributes
+    ----------
+    index
+        0 for the check before the first step.
+    step
+        MD steps of the walker, over all cycles.
+    atoms
+        Structure, without calculator.
+    sigma_eV_A
+        Calibrated worst-atom force uncertainty (eV/Å).
+    stopped
+        Whether a guard has already ended the run here.
+    """
+
+    index: int
+    step: int
+    atoms: Atoms
+    sigma_eV_A: float
+    stopped: bool
+
+
+class Observer(Protocol):
+    """Is told of every check, and may end the run."""
+
+    def checked(self, check: Check, loop: MdLoop) -> tuple[StopReason, str] | None:
+        """Take note of a check; return a reason to stop, or None."""
+
+    def memory(self) -> dict[str, Any]:
+        """Return, as JSON data, what a resumed run must be given by :meth:`recall`."""
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Take back what :meth:`memory` returned."""
+
+
+class LoopState(Document):
+    """What is saved of a run, beside its records."""
+
+    digest: str = Field(description="Hash of all inputs: a run resumes only its own state.")
+    current: Checkpoint = Field(description="Where the run stands.")
+    n_steps_run: int = Field(0, description="MD steps made.")
+    n_checked: int = Field(0, description="Checks made.")
+    n_above: int = Field(0, description="Checks above the tolerance.")
+    n_records: int = Field(0, description="Valid records in the file beside.")
+    seconds: float = Field(0.0, description="Wall time so far (s).")
+    memory: dict[str, Any] = Field(default_factory=dict, description="Of the observer.")
+
+
+def digest(**inputs: Any) -> str:
+    """Return a hash of JSON data, the inputs of a run."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+class MdLoop:
+    """Runs MD with guards and checks until its end or a reason to stop.
+
+    Parameters
+    ----------
+    start
+        Where to begin, if there is nothing to resume.
+    potential
+        Drives the dynamics and reads the uncertainty.
+    ensemble
+        Conditions.
+    guards
+        What MD may not do.
+    n_steps
+        MD steps to make.
+    check_every
+        Read the uncertainty every so many steps, at the start and at the end.
+    tolerance_eV_A
+        Above this a check is counted in ``n_above`` (eV/Å).
+    calibration_factor
+        Calibrated uncertainty = this × raw.
+    observer
+        Told of every check.
+    inputs_digest
+        Hash of all inputs.
+    scratch
+        Folder for the saved state; None for none.
+    """
+
+    def __init__(
+        self,
+        start: Checkpoint,
+        potential: Potential,
+        *,
+        ensemble: Ensemble,
+        guards: Guards,
+        n_steps: int,
+        check_every: int,
+        tolerance_eV_A: float,
+        calibration_factor: float,
+        observer: Observer,
+        inputs_digest: str,
+        scratch: Path | None,
+    ) -> None:
+        self.potential = potential
+        self.ensemble = ensemble
+        self.guards = guards
+        self.n_steps = n_steps
+        self.check_every = check_every
+        self.tolerance_eV_A = tolerance_eV_A
+        self.calibration_factor = calibration_factor
+        self.observer = observer
+        self.scratch = scratch
+        self.reason: StopReason | None = None
+        self.message = ""
+        self.state = LoopState(digest=inputs_digest, current=start)
+        n_atoms = start.frame.n_atoms
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+            saved = read_state(scratch, inputs_digest, n_atoms)
+            if saved is not None:
+                self.state = saved
+                observer.recall(saved.memory)
+        self.recorder = Recorder(
+            n_atoms,
+            path=scratch / "records.bin" if scratch else None,
+            n_keep=self.state.n_records,
+        )
+        self.dynamics: Dynamics | None = None
+        self._clock = time.monotonic()
+
+    def run(self) -> None:
+        """Run to the end; afterwards :attr:`reason`, :attr:`state` and the records are final."""
+        try:
+            self._run()
+        except PotentialError as error:
+            self._stop(StopReason.FORCE, f"The potential gave up: {error.what}")
+        self._account()
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the state of the dynamics now."""
+        return self.dynamics.checkpoint() if self.dynamics else self.state.current
+
+    def _run(self) -> None:
+        self.dynamics = Dynamics(self.state.current, self.potential, self.ensemble)
+        if self.state.n_steps_run == 0:
+            self._check()
+        while self.reason is None and self.state.n_steps_run < self.n_steps:
+            self.dynamics.advance()
+            self.state.n_steps_run += 1
+            done = self.state.n_steps_run
+            self._guard_motion()
+            if done % self.check_every == 0 or done == self.n_steps or self.reason:
+                self._check()
+            if done % SAVE_EVERY == 0 and self.reason is None:
+                self._save()
+        self.reason = self.reason or StopReason.COMPLETED
+
+    def _guard_motion(self) -> None:
+        dynamics = self._moving()
+        problem = self.guards.motion_problem(
+            temperature_K=dynamics.temperature_K, forces_eV_A=dynamics.forces_eV_A
+        )
+        if problem:
+            self._stop(*problem)
+
+    def _check(self) -> None:
+        dynamics = self._moving()
+        atoms = dynamics.structure()
+        problem = self.guards.structure_problem(atoms)
+        if problem:
+            # Such a structure is no candidate, and its uncertainty says nothing.
+            self._stop(*problem)
+            return
+        prediction = self.potential.predict(atoms, uncertainty=True)
+        if prediction.sigma_eV_A is None:
+            raise InputError(
+                f"The potential {self.potential.name} gives no uncertainty.",
+                hint="fit its uncertainty heads, or choose another potential",
+            )
+        sigma = self.calibration_factor * float(prediction.sigma_eV_A.max())
+        if not math.isfinite(sigma):
+            self._stop(StopReason.FORCE, "The uncertainty of the forces is not a finite number.")
+            return
+        index = self.state.n_checked
+        self.state.n_checked += 1
+        self.state.n_above += sigma > self.tolerance_eV_A
+        self.recorder.append(
+            step=dynamics.step_count,
+            temperature_K=dynamics.temperature_K,
+            energy_eV=prediction.energy_eV,
+            sigma_eV_A=sigma,
+            atoms=atoms,
+        )
+        check = Check(index, dynamics.step_count, atoms, sigma, stopped=self.reason is not None)
+        verdict = self.observer.checked(check, self)
+        if verdict and self.reason is None:
+            self._stop(*verdict)
+
+    def _stop(self, reason: StopReason, message: str) -> None:
+        if self.reason is None:
+            self.reason = reason
+            self.message = message
+
+    def _save(self) -> None:
+        """Write the state, if there is a folder, and start anew from it."""
+        self._account()
+        self.state.current = self._moving().checkpoint()
+        if self.scratch is not None:
+            self.state.n_records = self.recorder.save()
+            self.state.memory = self.observer.memory()
+            write_state(self.scratch, self.state)
+        self.dynamics = Dynamics(self.state.current, self.potential, self.ensemble)
+
+    def _account(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._clock
+        self._clock = now
+
+    def _moving(self) -> Dynamics:
+        if self.dynamics is None:
+            raise RuntimeError("The loop has not been started.")
+        return self.dynamics
+
+
+def write_state(folder: Path, state: LoopState) -> None:
+    """Write a state so that a kill at any moment leaves the old one or the new one."""
+    draft = folder / "state.json.new"
+    with draft.open("w", encoding="utf-8") as file:
+        # json writes the shortest text that reads back as the same float.
+        json.dump(state.model_dump(mode="json"), file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(folder / "state.json")
+
+
+def read_state(folder: Path, inputs_digest: str, n_atoms: int) -> LoopState | None:
+    """Return the saved state of this very run, or None if there is none to go on from."""
+    path = folder / "state.json"
+    records = folder / "records.bin"
+    if not path.exists():
+        return None
+    try:
+        state = LoopState.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, ValidationError):
+        return None
+    wanted = state.n_records * record_type(n_atoms).itemsize
+    if state.digest != inputs_digest or (wanted and not records.exists()):
+        return None
+    return state if not wanted or records.stat().st_size >= wanted else None

@@ -1,0 +1,175 @@
+"""MD records in memory, on disk and as text.
+
+A record is what is kept of one checked step. On disk records are appended as raw bytes, so the
+cost of saving does not grow with the length of a run; as text (in documents) they are compressed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ase import Atoms
+
+
+def record_type(n_atoms: int) -> np.dtype:
+    """Return the layout of one record: geometry in float32, scalars exactly."""
+    return np.dtype(
+        [
+            ("step", "<i8"),
+            ("temperature_K", "<f8"),
+            ("energy_eV", "<f8"),
+            ("sigma_eV_A", "<f8"),
+            ("cell_A", "<f4", (3, 3)),
+            ("positions_A", "<f4", (n_atoms, 3)),
+        ]
+    )
+
+
+class Recorder:
+    """Records of a run, mirrored to a file if one is given.
+
+    Parameters
+    ----------
+    n_atoms
+        Number of atoms.
+    path
+        File to append to; None keeps the records in memory only.
+    n_keep
+        Records of the file that are valid; later ones, written just before a kill, are cut off.
+    """
+
+    def __init__(self, n_atoms: int, *, path: Path | None, n_keep: int = 0) -> None:
+        self._type = record_type(n_atoms)
+        self._path = path
+        self._chunks: list[np.ndarray] = []
+        self._n_saved = 0
+        if path is None:
+            return
+        if n_keep:
+            kept = np.fromfile(path, dtype=self._type, count=n_keep)
+            self._chunks = [kept]
+            self._n_saved = len(kept)
+        with path.open("ab") as file:
+            file.truncate(n_keep * self._type.itemsize)
+
+    def append(
+        self,
+        *,
+        step: int,
+        temperature_K: float,
+        energy_eV: float,
+        sigma_eV_A: float,
+        atoms: Atoms,
+    ) -> None:
+        """Add one record."""
+        record = np.zeros(1, dtype=self._type)
+        record["step"] = step
+        record["temperature_K"] = temperature_K
+        record["energy_eV"] = energy_eV
+        record["sigma_eV_A"] = sigma_eV_A
+        record["cell_A"] = atoms.cell.array
+        record["positions_A"] = atoms.get_positions()
+        self._chunks.append(record)
+
+    def save(self) -> int:
+        """Append what is new to the file, through to the disk; return the number of records."""
+        records = self.records()
+        if self._path is not None and len(records) > self._n_saved:
+            with self._path.open("ab") as file:
+                file.write(records[self._n_saved :].tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        self._n_saved = len(records)
+        return len(records)
+
+    def records(self) -> np.ndarray:
+        """Return all records as one structured array."""
+        if not self._chunks:
+            return np.zeros(0, dtype=self._type)
+        if len(self._chunks) > 1:
+            self._chunks = [np.concatenate(self._chunks)]
+        return self._chunks[0]
+
+
+def encode_trajectory(frames: Sequence[Atoms]) -> str:
+    """Return frames of one system as compact text.
+
+    Geometry is kept in float32 (1e-6 Å in a cell of 10 Å), byte-shuffled, deflated, and written
+    in base64: about 15 bytes per atom and frame of ordinary MD. ``info["step"]`` of each frame is
+    kept too.
+
+    Parameters
+    ----------
+    frames
+        Frames with the same atoms in the same order. Positions are not wrapped into the cell.
+    """
+    if not frames:
+        return ""
+    return encode_arrays(
+        numbers=frames[0].numbers,
+        steps=np.array([int(atoms.info.get("step", i)) for i, atoms in enumerate(frames)]),
+        cells_A=np.array([atoms.cell.array for atoms in frames]),
+        positions_A=np.array([atoms.get_positions() for atoms in frames]),
+    )
+
+
+def encode_records(numbers: Sequence[int] | np.ndarray, records: np.ndarray) -> str:
+    """Return the geometry of records as compact text; see :func:`encode_trajectory`."""
+    if len(records) == 0:
+        return ""
+    return encode_arrays(
+        numbers=np.asarray(numbers),
+        steps=records["step"],
+        cells_A=records["cell_A"],
+        positions_A=records["positions_A"],
+    )
+
+
+def encode_arrays(
+    *, numbers: np.ndarray, steps: np.ndarray, cells_A: np.ndarray, positions_A: np.ndarray
+) -> str:
+    """Return a trajectory given as arrays as compact text; see :func:`encode_trajectory`."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        numbers=np.asarray(numbers, dtype="<i2"),
+        steps=np.asarray(steps, dtype="<i8"),
+        cells=np.asarray(cells_A, dtype="<f4"),
+        # Equal bytes of all numbers beside each other: signs and exponents compress, mantissas
+        # do not.
+        positions=np.ascontiguousarray(
+            np.asarray(positions_A, dtype="<f4").reshape(-1, 1).view(np.uint8).T
+        ),
+    )
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def decode_trajectory(text: str) -> list[Atoms]:
+    """Return the frames of an encoded trajectory, with ``info["step"]``, as periodic atoms."""
+    from ase import Atoms
+
+    if not text:
+        return []
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as data:
+        numbers, steps, cells = data["numbers"], data["steps"], data["cells"]
+        shuffled = data["positions"]
+    positions = np.ascontiguousarray(shuffled.T).view("<f4").reshape(len(steps), len(numbers), 3)
+    return [
+        Atoms(
+            numbers=numbers.astype(int),
+            cell=cell.astype(float),
+            positions=position.astype(float),
+            pbc=True,
+            info={"step": int(step)},
+        )
+        for step, cell, position in zip(steps, cells, positions, strict=True)
+    ]

@@ -1,0 +1,318 @@
+"""Walkers: MD that collects what it is unsure of, stops where it is lost, and rewinds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otf_workflows.exploration.dynamics import Ensemble, first_checkpoint
+from otf_workflows.exploration.health import Guards
+from otf_workflows.exploration.loop import Check, MdLoop, digest
+from otf_workflows.exploration.trajectory import encode_records
+from otf_workflows.schemas import Checkpoint, Frame, Origin, WalkerSegment
+from otf_workflows.types import Purpose, StopReason
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from otf_workflows.campaign import Exploration
+    from otf_workflows.potentials.base import Potential
+
+STOP_RATIO = 2.0
+"""Stop above so many tolerances; VASP's on-the-fly learning interrupts at the same ratio."""
+
+MAX_CANDIDATES = 200
+"""Most candidates of a segment, a random sample of all; documents stay small."""
+
+POOL_GAP = 3
+"""Only every third check may enter the pool, so that no two of its frames are neighbours."""
+
+MAX_POINTS = 1000
+"""Most points of the curves in a segment's document."""
+
+
+def explore(
+    frame: Frame,
+    potential: Potential,
+    *,
+    walker: int,
+    model_id: str,
+    rules: Exploration,
+    temperature_K: float,
+    tolerance_eV_A: float,
+    calibration_factor: float,
+    seed: int,
+    n_pool: int,
+    origin: Origin,
+    checkpoint: Checkpoint | None = None,
+    reference_volume_A3: float | None = None,
+    stop_on_uncertainty: bool = True,
+    scratch: Path | None = None,
+) -> WalkerSegment:
+    """Run one walker for one cycle.
+
+    At the start, at the end and every ``rules.check_every`` steps the calibrated uncertainty of
+    the worst atom is read. Up to the tolerance the state is trusted and becomes the checkpoint;
+    above it the frame is collected; above twice the tolerance the walker stops. Distances,
+    volume, temperature and forces are guarded besides, the last two at every step. Whatever the
+    end, the walker is rewound to the last trusted state, or to its start if there was none: the
+    trajectory that is kept contains trusted ends only, and over the cycles it is one.
+
+    The checkpoint has the geometry and velocities of that state, but the random numbers go on
+    from where the walker ended. With the same noise a walker whose model did not change would run
+    into the same frame for ever.
+
+    Parameters
+    ----------
+    frame
+        The campaign's structure; it is repeated by ``rules.supercell``.
+    potential
+        Model with its uncertainty.
+    walker
+        Index of the walker.
+    model_id
+        Name of the model, for the record.
+    rules
+        Section ``exploration`` of the campaign.
+    temperature_K
+        Thermostat temperature (K).
+    tolerance_eV_A
+        Force error that the user can live with (eV/Å).
+    calibration_factor
+        Calibrated uncertainty = this × raw.
+    seed
+        Of velocities, thermostat and samples: same seed, same segment, bit for bit.
+    n_pool
+        Size of the random sample of checked frames.
+    origin
+        Campaign and cycle; walker, step, temperature, pressure and model are added here.
+    checkpoint
+        Where the previous segment was rewound to; None for a first segment.
+    reference_volume_A3
+        Volume (Å³) of the supercell that volume ratios refer to; that of ``frame`` by default.
+    stop_on_uncertainty
+        False while the uncertainty is not calibrated: frames are collected, but only the guards
+        stop.
+    scratch
+        Folder for a state saved every 100 steps. A run that was killed goes on from it, and gives
+        what it would have given; a state of other inputs is ignored.
+
+    Returns
+    -------
+    WalkerSegment
+        ``blob['checkpoint']`` is the checkpoint as JSON data, ``blob['trajectory']`` the encoded
+        trajectory of the checked steps up to it.
+
+    Raises
+    ------
+    InputError
+        For a cell of one atom, or a potential without uncertainty.
+    """
+    supercell = frame.to_atoms().repeat(rules.supercell)
+    start = checkpoint or first_checkpoint(supercell, temperature_K=temperature_K, seed=seed)
+    observer = _Collector(
+        start=start,
+        origin=origin.model_copy(
+            update={
+                "walker": walker,
+                "temperature_K": temperature_K,
+                "pressure_GPa": rules.pressure_GPa,
+                "model_id": model_id,
+            }
+        ),
+        n_pool=n_pool,
+        seed=seed,
+        stop_on_uncertainty=stop_on_uncertainty,
+    )
+    loop = MdLoop(
+        start,
+        potential,
+        ensemble=Ensemble(
+            temperature_K=temperature_K,
+            timestep_fs=rules.timestep_fs,
+            friction_per_fs=rules.friction_per_fs,
+            pressure_GPa=rules.pressure_GPa,
+        ),
+        guards=Guards(
+            temperature_K=temperature_K,
+            n_atoms=len(supercell),
+            reference_volume_A3=reference_volume_A3 or float(supercell.get_volume()),
+            min_distance_ratio=rules.min_distance_ratio,
+            max_volume_ratio=rules.max_volume_ratio,
+        ),
+        n_steps=rules.steps_per_cycle,
+        check_every=rules.check_every,
+        tolerance_eV_A=tolerance_eV_A,
+        calibration_factor=calibration_factor,
+        observer=observer,
+        inputs_digest=digest(
+            frame=frame.model_dump(mode="json"),
+            rules=rules.model_dump(mode="json"),
+            start=start.model_dump(mode="json"),
+            origin=observer.origin.model_dump(mode="json"),
+            numbers=[
+                *(tolerance_eV_A, calibration_factor, seed, n_pool),
+                *(reference_volume_A3, stop_on_uncertainty),
+            ],
+        ),
+        scratch=scratch,
+    )
+    loop.run()
+    return _segment(loop, observer, first=checkpoint is None)
+
+
+class _Collector:
+    """Sorts the checks of a walker into trusted states, candidates and the random pool."""
+
+    def __init__(
+        self,
+        *,
+        start: Checkpoint,
+        origin: Origin,
+        n_pool: int,
+        seed: int,
+        stop_on_uncertainty: bool,
+    ) -> None:
+        self.trusted = start
+        self.origin = origin
+        self.stop_on_uncertainty = stop_on_uncertainty
+        self.last: Frame | None = None
+        self.candidates = Reservoir(MAX_CANDIDATES, seed=(seed, 1))
+        self.pool = Reservoir(n_pool, seed=(seed, 2))
+
+    def checked(self, check: Check, loop: MdLoop) -> tuple[StopReason, str] | None:
+        """Sort one check; stop if the uncertainty is beyond twice the tolerance."""
+        lost = check.sigma_eV_A > STOP_RATIO * loop.tolerance_eV_A and self.stop_on_uncertainty
+        if check.stopped or lost:
+            self.last = self._frame(check, loop, Purpose.UNCERTAIN)
+        elif check.sigma_eV_A <= loop.tolerance_eV_A:
+            self.trusted = loop.checkpoint()
+        elif self.candidates.place() is not None:
+            self.candidates.put(self._frame(check, loop, Purpose.UNCERTAIN))
+        else:
+            self.candidates.skip()
+        # The start is either the ideal structure or the end of the previous segment.
+        if check.index % POOL_GAP == 1:
+            if self.pool.place() is not None:
+                self.pool.put(self._frame(check, loop, Purpose.AUDIT))
+            else:
+                self.pool.skip()
+        if lost and not check.stopped:
+            message = (
+                f"At step {check.step} the uncertainty is {check.sigma_eV_A:.3f} eV/Å, "
+                f"more than {STOP_RATIO:g} times the tolerance of {loop.tolerance_eV_A:g} eV/Å."
+            )
+            return StopReason.UNCERTAIN, message
+        return None
+
+    def _frame(self, check: Check, loop: MdLoop, purpose: Purpose) -> Frame:
+        features = loop.potential.features([check.atoms])[0]
+        return Frame.from_atoms(
+            check.atoms,
+            origin=self.origin.model_copy(update={"step": check.step}),
+            purpose=purpose,
+            sigma_eV_A=check.sigma_eV_A,
+            features=[float(value) for value in features],
+        )
+
+    def memory(self) -> dict[str, Any]:
+        """Return the state as JSON data."""
+        return {
+            "trusted": self.trusted.model_dump(mode="json"),
+            "candidates": self.candidates.memory(),
+            "pool": self.pool.memory(),
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Take the state back."""
+        self.trusted = Checkpoint.model_validate(memory["trusted"])
+        self.candidates.recall(memory["candidates"])
+        self.pool.recall(memory["pool"])
+
+
+class Reservoir:
+    """A uniform random sample of frames of a stream (Vitter's algorithm R).
+
+    The random number of the k-th frame is a function of the seed and k, so there is no generator
+    whose state must be saved.
+    """
+
+    def __init__(self, capacity: int, *, seed: tuple[int, ...]) -> None:
+        self._capacity = capacity
+        self._seed = seed
+        self._n_seen = 0
+        self._frames: list[Frame] = []
+
+    def place(self) -> int | None:
+        """Return where the next frame of the stream would go; None if it is not taken."""
+        if self._n_seen < self._capacity:
+            return self._n_seen
+        draw = int(np.random.default_rng([*self._seed, self._n_seen]).integers(self._n_seen + 1))
+        return draw if draw < self._capacity else None
+
+    def put(self, frame: Frame) -> None:
+        """Take the next frame of the stream."""
+        place = self.place()
+        self._n_seen += 1
+        if place is None:
+            return
+        if place == len(self._frames):
+            self._frames.append(frame)
+        else:
+            self._frames[place] = frame
+
+    def skip(self) -> None:
+        """Count a frame of the stream that has no place."""
+        self._n_seen += 1
+
+    def frames(self) -> list[Frame]:
+        """Return the sample in the order of steps."""
+        return sorted(self._frames, key=lambda frame: frame.origin.step or 0)
+
+    def memory(self) -> dict[str, Any]:
+        """Return the state as JSON data."""
+        return {
+            "n_seen": self._n_seen,
+            "frames": [frame.model_dump(mode="json") for frame in self._frames],
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Take the state back."""
+        self._n_seen = memory["n_seen"]
+        self._frames = [Frame.model_validate(frame) for frame in memory["frames"]]
+
+
+def _segment(loop: MdLoop, observer: _Collector, *, first: bool) -> WalkerSegment:
+    """Return the document of a finished loop."""
+    state = loop.state
+    ended = loop.checkpoint()
+    kept = observer.trusted.model_copy(update={"rng_state": ended.rng_state})
+    first_step = ended.step - state.n_steps_run
+    records = loop.recorder.records()
+    # The start of a later segment is the end of the one before.
+    own = (records["step"] <= kept.step) & ((records["step"] > first_step) | first)
+    shown = records[:: max(1, -(-len(records) // MAX_POINTS))]
+    return WalkerSegment(
+        walker=observer.origin.walker or 0,
+        temperature_K=loop.ensemble.temperature_K,
+        pressure_GPa=loop.ensemble.pressure_GPa,
+        model_id=observer.origin.model_id or "",
+        first_step=first_step,
+        n_steps=kept.step - first_step,
+        n_steps_run=state.n_steps_run,
+        n_checked=state.n_checked,
+        n_above=state.n_above,
+        stop_reason=loop.reason or StopReason.COMPLETED,
+        stop_message=loop.message,
+        steps=shown["step"].tolist(),
+        sigmas_eV_A=shown["sigma_eV_A"].tolist(),
+        temperatures_K=shown["temperature_K"].tolist(),
+        candidates=observer.candidates.frames() + ([observer.last] if observer.last else []),
+        pool=observer.pool.frames(),
+        blob={
+            "checkpoint": kept.model_dump(mode="json"),
+            "trajectory": encode_records(ended.frame.numbers, records[own]),
+        },
+        seconds=state.seconds,
+    )

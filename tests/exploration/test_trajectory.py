@@ -1,0 +1,57 @@
+"""Encoded trajectories read back what was written."""
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from otf_workflows.exploration.trajectory import Recorder, decode_trajectory, encode_trajectory
+
+
+def frames(n, rng):
+    made = []
+    for step in range(n):
+        atoms = bulk("LiCl", "rocksalt", a=5.13, cubic=True).repeat(2)
+        atoms.positions += rng.normal(loc=20, scale=0.1, size=(64, 3))
+        atoms.set_cell(atoms.cell.array * (1 + 0.01 * step))
+        atoms.info["step"] = 10 * step
+        made.append(atoms)
+    return made
+
+
+def test_geometry_and_steps_survive_in_single_precision():
+    written = frames(5, np.random.default_rng(0))
+    read = decode_trajectory(encode_trajectory(written))
+    assert [atoms.info["step"] for atoms in read] == [0, 10, 20, 30, 40]
+    for before, after in zip(written, read, strict=True):
+        assert (before.numbers == after.numbers).all()
+        assert after.pbc.all()
+        # Unwrapped positions stay unwrapped.
+        assert np.allclose(before.positions, after.positions, rtol=1e-7, atol=1e-6)
+        assert np.allclose(before.cell.array, after.cell.array, rtol=1e-7)
+
+
+def test_text_is_as_small_as_promised():
+    written = frames(50, np.random.default_rng(0))
+    assert len(encode_trajectory(written)) / (50 * 64) < 15.5
+
+
+def test_no_frames_are_no_text():
+    assert encode_trajectory([]) == ""
+    assert decode_trajectory("") == []
+
+
+def test_records_written_after_the_last_save_are_cut_off(tmp_path):
+    path = tmp_path / "records.bin"
+    atoms = bulk("Cu", cubic=True)
+    values = {"temperature_K": 1.0, "energy_eV": 2.0, "sigma_eV_A": 0.1 + 0.2, "atoms": atoms}
+    recorder = Recorder(4, path=path)
+    for step in range(5):
+        recorder.append(step=step, **values)
+    assert recorder.save() == 5
+    again = Recorder(4, path=path, n_keep=3)
+    again.append(step=7, **values)
+    again.save()
+    final = Recorder(4, path=path, n_keep=4).records()
+    assert final["step"].tolist() == [0, 1, 2, 7]
+    assert final["sigma_eV_A"][3] == 0.1 + 0.2
+    assert final["positions_A"][3] == pytest.approx(atoms.positions)
