@@ -102,6 +102,16 @@ class Store:
             for keys, unique in indexes:
                 self.database[collection].create_index(keys, unique=unique)
 
+    def missing_indexes(self) -> list[str]:
+        """Return the collections that lack one of their indexes, for a check-up."""
+        missing = []
+        for collection, indexes in _INDEXES.items():
+            found = self.database[collection].index_information().values()
+            there = {tuple(index["key"]) for index in found}
+            if any(tuple(keys) not in there for keys, _ in indexes):
+                missing.append(collection)
+        return missing
+
     # -- campaigns ---------------------------------------------------------------------------
 
     def add_campaign(self, document: CampaignDocument) -> bool:

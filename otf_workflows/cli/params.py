@@ -1,0 +1,127 @@
+"""Arguments and options, each declared once, so that they mean the same in every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from otf_workflows.types import FailureCause, LabelState
+
+
+def complete_campaign(incomplete: str) -> list[str]:
+    """Return campaign names for the shell; silence if the database does not answer at once."""
+    from otf_workflows.connection import connect
+    from otf_workflows.errors import OtfError
+    from otf_workflows.settings import load_site
+    from otf_workflows.store import Store
+
+    try:
+        names = Store(connect(load_site(), patience_s=0.5)).campaigns()
+    except OtfError:
+        return []
+    return [item.name for item in names if item.name.startswith(incomplete)]
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, object]:
+    """Return ``{"budget.max_cycles": 3}`` for ``["budget.max_cycles=3"]``; values are YAML.
+
+    Raises
+    ------
+    InputError
+        If a pair has no ``=`` or its value is not YAML.
+    """
+    import yaml
+
+    from otf_workflows.errors import InputError
+
+    result = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise InputError(
+                f"'{pair}' is not KEY=VALUE", where="--set", hint="--set budget.max_cycles=3"
+            )
+        try:
+            result[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"the value of '{name}' is not YAML: {text}", where="--set") from error
+    return result
+
+
+CampaignFile = Annotated[
+    Path, typer.Argument(metavar="CAMPAIGN.YAML", help="Campaign file.", show_default=False)
+]
+CampaignName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CAMPAIGN",
+        help="Name of a campaign.",
+        autocompletion=complete_campaign,
+        show_default=False,
+    ),
+]
+AnyCampaign = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CAMPAIGN]",
+        help="Name of a campaign; all of them if not given.",
+        autocompletion=complete_campaign,
+        show_default=False,
+    ),
+]
+ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Model id.", show_default=False)]
+LabelKey = Annotated[
+    str, typer.Argument(metavar="KEY", help="Key of a label, or its beginning.", show_default=False)
+]
+LabelKeys = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY]...", help="Keys of labels, or their beginnings."),
+]
+
+ForCampaign = Annotated[
+    str | None,
+    typer.Option(
+        "--campaign", "-c", help="Only of this campaign.", autocompletion=complete_campaign
+    ),
+]
+Cycle = Annotated[int | None, typer.Option("--cycle", min=0, help="Only of this cycle.")]
+States = Annotated[list[LabelState] | None, typer.Option("--state", help="Only in this state.")]
+Failed = Annotated[bool, typer.Option("--failed", help="Only failed ones.")]
+Causes = Annotated[
+    list[FailureCause] | None, typer.Option("--cause", help="Only failed for this cause.")
+]
+Grep = Annotated[
+    str | None, typer.Option("--grep", metavar="REGEX", help="Only with a reason that matches.")
+]
+Limit = Annotated[int, typer.Option("--limit", min=0, help="At most so many; 0 for all.")]
+
+NewName = Annotated[
+    str | None, typer.Option("--name", help="Name of the campaign, instead of the file's.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace a value: --set budget.max_cycles=3. Repeatable."
+    ),
+]
+Numerics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Numerical setting of the DFT code. Repeatable."
+    ),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a schema name.")]
+Parsable = Annotated[bool, typer.Option("--parsable", help="Print nothing but the id.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Everything = Annotated[bool, typer.Option("--all", help="Leave nothing out.")]
+ReportPath = Annotated[
+    Path | None, typer.Option("--report", help="Where the HTML report goes.", show_default=False)
+]
+OutputPath = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)
+]

@@ -1,0 +1,70 @@
+"""``otf validate``: read a campaign file as a run would, and say what it asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otf_workflows.cli import output, params
+
+if TYPE_CHECKING:
+    from otf_workflows.campaign import Campaign
+
+
+def validate(
+    file: params.CampaignFile,
+    *,
+    name: params.NewName = None,
+    settings: params.Settings = None,
+    as_json: params.AsJson = False,
+) -> None:
+    """Check a campaign file: keys, units, structure, recipe. Nothing is written."""
+    campaign = read(file, name=name, settings=settings)
+    if as_json:
+        output.emit_json("otf.campaign/1", {"campaign": campaign.model_dump(mode="json")})
+        return
+    for line in summary(campaign):
+        output.data(line)
+
+
+def read(file: params.CampaignFile, *, name: str | None, settings: list[str] | None) -> Campaign:
+    """Return the campaign of a file, with ``--name`` and ``--set`` applied."""
+    from otf_workflows.campaign_file import read_campaign
+
+    overrides = params.parse_settings(settings)
+    if name is not None:
+        overrides["name"] = name
+    return read_campaign(file, overrides)
+
+
+def summary(campaign: Campaign) -> list[str]:
+    """Return what a campaign asks for, a line for each thing."""
+    explore, budget, production = campaign.exploration, campaign.budget, campaign.production
+    per_cycle = campaign.selection.labels_per_cycle + campaign.selection.audit_per_cycle
+    kelvins = ", ".join(f"{t:g}" for t in explore.temperatures_K)
+    steps = budget.max_cycles * campaign.n_walkers * explore.steps_per_cycle
+    lines = [
+        f"campaign    {campaign.name}: {_formula(campaign)}, {campaign.structure.n_atoms} atoms",
+        f"potential   {campaign.potential}, force errors up to {campaign.tolerance_eV_A:g} eV/Å",
+        (
+            f"labels      {campaign.labels['code']}, about {per_cycle} in each cycle, "
+            f"at most {budget.max_labels}"
+        ),
+        (
+            f"walkers     {campaign.n_walkers} at {kelvins} K, "
+            f"{explore.steps_per_cycle} steps of {explore.timestep_fs:g} fs in each cycle"
+        ),
+        (
+            f"budget      {budget.max_cycles} cycles, {budget.max_core_hours:g} core-hours; "
+            f"at most {steps} MD steps of exploration"
+        ),
+    ]
+    if production is not None:
+        lines.append(
+            f"production  {production.steps} steps at {production.temperature_K:g} K, "
+            f"supercell {'×'.join(map(str, production.supercell))}"
+        )
+    return lines
+
+
+def _formula(campaign: Campaign) -> str:
+    return campaign.structure.to_atoms().get_chemical_formula(mode="metal")
