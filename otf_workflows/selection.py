@@ -146,7 +146,7 @@ def select_frames(
     *,
     existing_features: np.ndarray | None,
     n_select: int,
-    threshold_eV_A: float,
+    threshold: float,
     min_labels: int,
     duplicate_distance: float,
     seed: int,
@@ -170,7 +170,7 @@ def select_frames(
         Features of all labels there are, shape (m, d); None for none.
     n_select
         Most frames to choose.
-    threshold_eV_A
+    threshold
         Uncertainty above which a frame is a candidate (eV/Å).
     min_labels
         So many frames are chosen even if all are trusted, provided that they are no copies.
@@ -196,7 +196,7 @@ def select_frames(
     # Stable sort of the negative: ties keep the order of the input.
     by_sigma = np.argsort(-sigma, kind="stable")
     novel = _without_copies(scaled, scaled_known, by_sigma, duplicate_distance)
-    n_uncertain = int(np.sum(sigma[novel] > threshold_eV_A))
+    n_uncertain = int(np.sum(sigma[novel] > threshold))
     wanted = novel[: max(n_uncertain, min(min_labels, n_select))]
     chosen = _diverse(scaled, wanted, n_select, seed)
     outcome = SelectionOutcome(
@@ -205,7 +205,7 @@ def select_frames(
         n_trusted_dropped=len(novel) - len(wanted),
         n_over_capacity=len(wanted) - len(chosen),
     )
-    outcome.sentences.extend(_account(outcome, len(x), len(known), n_uncertain, threshold_eV_A))
+    outcome.sentences.extend(_account(outcome, len(x), len(known), n_uncertain, threshold))
     return outcome
 
 

@@ -22,7 +22,7 @@ def select(features, sigmas, **changes):
     arguments = {
         "existing_features": None,
         "n_select": 8,
-        "threshold_eV_A": 0.1,
+        "threshold": 0.1,
         "min_labels": 0,
         "duplicate_distance": 0.01,
         "seed": 0,

@@ -75,13 +75,18 @@ class ProductionRun(Document):
     steps_per_second: float = Field(description="MD steps per second, checks included.")
     seconds: float = Field(description="Wall time (s).")
 
+    @property
+    def n_equilibration_frames(self) -> int:
+        """Number of frames in the trajectory that belong to the equilibration."""
+        return -(-self.n_equilibration // self.sample_every)
+
+    def summary(self) -> dict[str, Any]:
+        """Return all but the frames and trajectories, as plain data."""
+        return self.model_dump(mode="json", exclude={"blob", "candidates"})
+
     def frames(self) -> list[Atoms]:
         """Return the sampled frames after equilibration, for analysis."""
-        return [
-            atoms
-            for atoms in decode_trajectory(self.blob["trajectory"])
-            if atoms.info["step"] >= self.n_equilibration
-        ]
+        return decode_trajectory(self.blob["trajectory"])[self.n_equilibration_frames :]
 
 
 def run_production(
@@ -140,7 +145,7 @@ def run_production(
     InputError
         For a cell of one atom, or a potential without uncertainty.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "rules": rules,
         "tolerance_eV_A": tolerance_eV_A,
         "calibration_factor": calibration_factor,

@@ -66,7 +66,7 @@ def explore(
     Parameters
     ----------
     frame
-        The campaign's structure; it is repeated by ``rules.supercell``.
+        Structure at step 0, supercell included: ``rules.supercell`` is not applied here.
     potential
         Model with its uncertainty.
     walker
@@ -90,7 +90,7 @@ def explore(
     checkpoint
         Where the previous segment was rewound to; None for a first segment.
     reference_volume_A3
-        Volume (Å³) of the supercell that volume ratios refer to; that of ``frame`` by default.
+        Volume (Å³) that volume ratios refer to; that of ``frame`` by default.
     stop_on_uncertainty
         False while the uncertainty is not calibrated: frames are collected, but only the guards
         stop.
@@ -109,8 +109,8 @@ def explore(
     InputError
         For a cell of one atom, or a potential without uncertainty.
     """
-    supercell = frame.to_atoms().repeat(rules.supercell)
-    start = checkpoint or first_checkpoint(supercell, temperature_K=temperature_K, seed=seed)
+    atoms = frame.to_atoms()
+    start = checkpoint or first_checkpoint(atoms, temperature_K=temperature_K, seed=seed)
     observer = _Collector(
         start=start,
         origin=origin.model_copy(
@@ -136,8 +136,8 @@ def explore(
         ),
         guards=Guards(
             temperature_K=temperature_K,
-            n_atoms=len(supercell),
-            reference_volume_A3=reference_volume_A3 or float(supercell.get_volume()),
+            n_atoms=len(atoms),
+            reference_volume_A3=reference_volume_A3 or float(atoms.get_volume()),
             min_distance_ratio=rules.min_distance_ratio,
             max_volume_ratio=rules.max_volume_ratio,
         ),

@@ -36,7 +36,9 @@ def test_equilibration_is_left_out_of_averages_and_frames():
     assert (run.n_atoms, run.n_steps_run, run.n_equilibration) == (8, 150, 30)
     assert run.n_checked == 13
     assert [atoms.info["step"] for atoms in run.frames()] == list(range(30, 151, 10))
+    assert run.n_equilibration_frames == 3
     assert run.fraction_above == run.n_above / 13
+    assert "blob" not in run.summary()
     late = [t for s, t in zip(run.steps, run.temperatures_K, strict=True) if s >= 30]
     assert run.mean_temperature_K == pytest.approx(sum(late) / 13)
     assert run.mean_temperature_error_K > 0

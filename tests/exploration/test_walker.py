@@ -293,11 +293,6 @@ def test_pool_frames_are_random_spaced_and_not_the_start():
         assert np.diff(chosen).min() >= 9
 
 
-def test_supercell_is_made_of_the_structure():
-    segment = walk(n_steps=10, rules={"supercell": (2, 1, 1)})
-    assert len(segment.blob["checkpoint"]["frame"]["numbers"]) == 8
-
-
 def test_reservoir_gives_every_frame_the_same_chance():
     counts = np.zeros(40)
     for seed in range(400):
