@@ -1,0 +1,133 @@
+"""Numbers, durations, cells and recipes in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from otf_workflows.report.model import Material
+    from otf_workflows.schemas import ErrorStatistics, Frame
+
+CODES = {
+    "espresso": "Quantum ESPRESSO (pw.x)",
+    "vasp": "VASP",
+    "cp2k": "CP2K",
+    "gpaw": "GPAW",
+    "abinit": "ABINIT",
+}
+UNITS = {
+    "eV_A3": "eV/Å³",
+    "eV_A": "eV/Å",
+    "per_A": "1/Å",
+    "A": "Å",
+    "Ry": "Ry",
+    "eV": "eV",
+    "K": "K",
+    "GPa": "GPa",
+    "fs": "fs",
+    "muB": "μB",
+}
+"""Suffix of a name → unit; the longest suffix first."""
+
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return '1 label', '2 labels', '12 000 steps'."""
+    return f"{thousands(number)} {noun if number == 1 else plural or noun + 's'}"
+
+
+def thousands(number: float) -> str:
+    """Return a whole number with thin spaces between thousands."""
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def duration(seconds: float) -> str:
+    """Return '42 s', '3 min 5 s', '2 h 10 min' or '3 d 4 h'."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    first = next(i for i, (size, _) in enumerate(units) if total >= size)
+    (large, name), (small, minor) = units[first], units[first + 1]
+    whole, rest = divmod(total, large)
+    return f"{whole} {name}" + (f" {rest // small} {minor}" if rest // small else "")
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent; small ones keep a digit."""
+    return f"{100 * share:.1f}\u202f%" if 0 < share < 0.0995 else f"{100 * share:.0f}\u202f%"
+
+
+def interval(errors: ErrorStatistics) -> str:
+    """Return '0.031 (0.026 to 0.037) eV/Å'."""
+    return (
+        f"{errors.force_rmse_eV_A:.3f} "
+        f"({errors.force_rmse_low_eV_A:.3f} to {errors.force_rmse_high_eV_A:.3f}) eV/Å"
+    )
+
+
+def listing(items: list[str]) -> str:
+    """Return 'a', 'a and b' or 'a, b and c'."""
+    return " and ".join(
+        part for part in (", ".join(items[:-1]), items[-1] if items else "") if part
+    )
+
+
+def value(name: str, content: Any) -> str:
+    """Return a setting in words: its name without the unit, its content, its unit."""
+    suffix = next((u for u in UNITS if name.endswith(f"_{u}")), None)
+    title = name.removesuffix(f"_{suffix}").replace("_", " ")
+    if isinstance(content, bool):
+        return title if content else f"no {title}"
+    if isinstance(content, dict):
+        text = ", ".join(f"{k} {v}" for k, v in content.items())
+    elif isinstance(content, list | tuple):
+        text = "×".join(str(c) for c in content)
+    else:
+        text = f"{content:g}" if isinstance(content, float) else str(content)
+    return f"{title} {text}" + (f" {UNITS[suffix]}" if suffix else "")
+
+
+def theory(labels: dict[str, Any]) -> str:
+    """Return a recipe in words, everything that it sets included.
+
+    Parameters
+    ----------
+    labels
+        The section ``labels`` of a campaign file.
+    """
+    code = str(labels.get("code", "unknown code"))
+    hidden = {"code", "use_stress"}
+    stated = {k: v for k, v in labels.items() if k not in hidden and v not in (None, {}, [], "")}
+    functional = stated.pop("functional", None)
+    parts = [CODES.get(code, code)] + ([str(functional)] if functional else [])
+    return ", ".join(parts + [value(k, v) for k, v in stated.items()])
+
+
+def material(frame: Frame) -> Material:
+    """Return formula and cell of a structure in words."""
+    from otf_workflows.report.model import Material
+
+    atoms = frame.to_atoms()
+    formula = atoms.get_chemical_formula(mode="metal", empirical=True).translate(_SUBSCRIPTS)
+    *lengths, alpha, beta, gamma = atoms.cell.cellpar()
+    size = " × ".join(f"{length:.3f}" for length in lengths) + " Å"
+    right = max(abs(angle - 90.0) for angle in (alpha, beta, gamma)) < 0.05
+    angles = "all angles 90°" if right else f"angles {alpha:.1f}°, {beta:.1f}°, {gamma:.1f}°"
+    return Material(
+        formula=formula,
+        n_atoms=frame.n_atoms,
+        cell=f"{size}, {angles}",
+        elements=sorted(set(atoms.get_chemical_symbols())),
+    )
+
+
+def calibration(factor: float, nominal: float, n: int, measured: float | None) -> str:
+    """Return a calibration in words."""
+    if n == 0:
+        return "not calibrated"
+    text = f"σ × {factor:.2f}, from {count(n, 'unseen label')}, meant to cover {percent(nominal)}"
+    return text + (
+        f", covered {percent(measured)} of the next ones" if measured is not None else ""
+    )
