@@ -204,8 +204,7 @@ class CHGNetPotential:
         return next(self.model.parameters()).device
 
     def _vectors(self, graph: graphs.Graph) -> torch.Tensor:
-        like = next(self.model.parameters())
-        return torch.as_tensor(graph.vectors_A, dtype=like.dtype, device=like.device)
+        return torch.as_tensor(graph.vectors_A, device=self._device)
 
     def _batches(self, structures: Sequence[Atoms]) -> Iterator[tuple[list[int], graphs.Graph]]:
         """Yield joined graphs of similar structures, with the indices of these."""
