@@ -146,10 +146,7 @@ class CHGNetPotential:
         InputError
             For fewer than two structures, or forces that do not fit them.
         """
-        if len(structures) != len(forces_eV_A):
-            raise InputError(
-                f"{len(structures)} structures, but {len(forces_eV_A)} sets of forces."
-            )
+        _check_labels(structures, forces_eV_A)
         chosen = uq.subsample(len(structures), seed=seed)
         jacobians: dict[int, np.ndarray] = {}
         residuals: dict[int, np.ndarray] = {}
@@ -158,13 +155,8 @@ class CHGNetPotential:
             rows, forces, latent = self._linearise(graph)
             features.append(latent)
             for index, jacobian, predicted in zip(indices, rows, forces, strict=True):
-                labels = np.asarray(forces_eV_A[chosen[index]], dtype=float)
-                if labels.shape != predicted.shape:
-                    raise InputError(
-                        f"Forces of shape {labels.shape} do not fit {len(predicted)} atoms.",
-                        where=f"structure {chosen[index]}",
-                    )
-                jacobians[index], residuals[index] = jacobian, labels - predicted
+                jacobians[index] = jacobian
+                residuals[index] = np.asarray(forces_eV_A[chosen[index]]) - predicted
         order = range(len(chosen))
         heads = uq.bootstrap_heads(
             [jacobians[i] for i in order],
@@ -324,6 +316,17 @@ def load(name: str, blob: bytes | None = None, *, device: str = "cpu") -> CHGNet
 @functools.lru_cache(maxsize=2)
 def _partner(name: str, device: str) -> CHGNetPotential:
     return load(name, device=device)
+
+
+def _check_labels(structures: Sequence[Atoms], forces_eV_A: Sequence[np.ndarray]) -> None:
+    if len(structures) != len(forces_eV_A):
+        raise InputError(f"{len(structures)} structures, but {len(forces_eV_A)} sets of forces.")
+    for index, (atoms, forces) in enumerate(zip(structures, forces_eV_A, strict=True)):
+        if np.shape(forces) != (len(atoms), 3):
+            raise InputError(
+                f"Forces of shape {np.shape(forces)} do not fit {len(atoms)} atoms.",
+                where=f"structure {index}",
+            )
 
 
 def _head_forces(
