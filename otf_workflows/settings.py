@@ -5,13 +5,22 @@ Without any file a site is this one machine: an embedded ``mongod`` and local wo
 
 from __future__ import annotations
 
+import difflib
+import os
+import stat
+import typing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from otf_workflows.errors import ConfigurationError
 from otf_workflows.labelers.base import Resources
 from otf_workflows.types import Role
+
+APP_NAME = "otf-workflows"
+SITE_FILE_VARIABLE = "OTF_SITE_FILE"
+STATE_DIR_VARIABLE = "OTF_STATE_DIR"
 
 
 class Section(BaseModel):
@@ -66,3 +75,197 @@ class Site(Section):
     )
 
     password: SecretStr | None = Field(None, exclude=True, description="Filled in from its file.")
+    source: Path | None = Field(
+        None, exclude=True, description="File this was read from; none for the built-in site."
+    )
+
+    @property
+    def resolved_state_dir(self) -> Path:
+        """Our folder on this machine, made (mode 0700) if it is not there.
+
+        ``$OTF_STATE_DIR`` comes before ``state_dir``, which comes before the user's state folder
+        of the XDG convention; two users never share one.
+
+        Raises
+        ------
+        ConfigurationError
+            If the folder cannot be made, belongs to somebody else or is open to others.
+        """
+        from platformdirs import user_state_path
+
+        named = os.environ.get(STATE_DIR_VARIABLE)
+        path = Path(named) if named else self.state_dir or user_state_path(APP_NAME)
+        return private_folder(path.expanduser().absolute())
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder for this user alone, or check that it is one.
+
+    Parameters
+    ----------
+    path
+        The folder; parents are made as well.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be made, belongs to somebody else, or others may enter it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.stat()
+    except OSError as error:
+        raise ConfigurationError(
+            f"The state folder cannot be made: {error.strerror}.",
+            where=str(path),
+            hint=f"choose another one with {STATE_DIR_VARIABLE}=/some/folder",
+        ) from error
+    if info.st_uid != os.getuid():
+        raise ConfigurationError(
+            "The state folder belongs to another user.",
+            where=str(path),
+            hint=f"choose your own with {STATE_DIR_VARIABLE}=/some/folder",
+        )
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        raise ConfigurationError(
+            "The state folder can be opened by other users.",
+            where=str(path),
+            hint=f"chmod 700 {path}",
+        )
+    return path
+
+
+def load_site(path: Path | None = None) -> Site:
+    """Return the site: the first file that is found, or this machine as it is.
+
+    The order is ``path``, ``$OTF_SITE_FILE``, ``./site.yaml``, then ``site.yaml`` in the user's
+    configuration folder (``$XDG_CONFIG_HOME/otf-workflows``). ``Site.source`` tells which one won.
+
+    Parameters
+    ----------
+    path
+        Site file named by the user.
+
+    Raises
+    ------
+    ConfigurationError
+        If a file was named but is not there, or anything in it is wrong.
+    """
+    file = _find(path)
+    if file is None:
+        return Site()
+    data = _read_yaml(file)
+    try:
+        site = Site.model_validate(data)
+    except ValidationError as error:
+        raise ConfigurationError(
+            "The site file is not right: " + "; ".join(_sentences(error)),
+            where=str(file),
+            hint="correct the file; 'otf init' writes a commented one",
+        ) from error
+    changes: dict[str, Any] = {"source": file}
+    named = site.database.password_file
+    if named is not None:
+        password_file = file.parent / named.expanduser()  # relative to the site file
+        changes["password"] = SecretStr(_read_password(password_file))
+        changes["database"] = site.database.model_copy(update={"password_file": password_file})
+    elif site.database.mode == "server" and site.database.username is not None:
+        raise ConfigurationError(
+            "The database has a username, but no password_file.",
+            where=str(file),
+            hint="put the password into a file (chmod 600) and name it as database.password_file",
+        )
+    return site.model_copy(update=changes)
+
+
+def _find(path: Path | None) -> Path | None:
+    """Return the site file to read; a named one must exist."""
+    from platformdirs import user_config_path
+
+    named = os.environ.get(SITE_FILE_VARIABLE)
+    for chosen, origin in ((path, "the command line"), (named, f"${SITE_FILE_VARIABLE}")):
+        if not chosen:
+            continue
+        file = Path(chosen).expanduser().absolute()
+        if not file.is_file():
+            raise ConfigurationError(
+                f"The site file named by {origin} does not exist.",
+                where=str(file),
+                hint="'otf init' writes a commented one",
+            )
+        return file
+    candidates = (Path("site.yaml").absolute(), user_config_path(APP_NAME) / "site.yaml")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"The site file cannot be read: {error}", where=str(file)
+        ) from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigurationError("The site file is not a table of 'key: value'.", where=str(file))
+    hidden = sorted({"password", "source"} & set(data))
+    if hidden:
+        raise ConfigurationError(
+            f"'{hidden[0]}' does not belong into a site file.",
+            where=str(file),
+            hint="name a file with the password (chmod 600) as database.password_file",
+        )
+    return data
+
+
+def _read_password(file: Path) -> str:
+    """Return the password in ``file``, which must be readable by its owner only."""
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"The password file cannot be read: {error}", where=str(file)
+        ) from error
+    if mode & 0o077:
+        raise ConfigurationError(
+            "The password file can be read by other users.",
+            where=str(file),
+            hint=f"chmod 600 {file}",
+        )
+    if not text:
+        raise ConfigurationError("The password file is empty.", where=str(file))
+    return text
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    """Return what is wrong, one short sentence for each field, with did-you-mean."""
+    result = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(item["loc"][:-1]))
+            guess = f", did you mean '{near[0]}'?" if near else ""
+            result.append(f"unknown key '{where}'{guess}")
+        elif item["loc"][-1:] == ("[key]",):
+            near = difflib.get_close_matches(str(item["loc"][-2]), list(Role))
+            guess = f", did you mean '{near[0]}'?" if near else ""
+            result.append(f"unknown role '{item['loc'][-2]}'{guess}")
+        else:
+            result.append(f"{where}: {item['msg'].lower()}")
+    return result
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys allowed at a place in the site file."""
+    model: type[BaseModel] = Site
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:  # a key of a mapping, such as the role in workers.dft
+            continue
+        kinds = [field.annotation, *typing.get_args(field.annotation)]
+        model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return [key for key in model.model_fields if key not in {"password", "source"}]

@@ -1,0 +1,261 @@
+"""The default engine: jobflow flows as FireWorks workflows in the site's database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otf_workflows.connection import connect, job_store, require_persistent, translated
+from otf_workflows.engine.launchpad import HOLDS, launchpad
+from otf_workflows.engine.records import FIREWORK_FIELDS, LAUNCH_FIELDS, job_record
+from otf_workflows.engine.routing import route
+from otf_workflows.errors import InputError, NotFoundError, PartialError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from jobflow import Flow, JobStore
+
+    from otf_workflows.engine.base import JobRecord
+    from otf_workflows.settings import Site
+
+_NOT_STARTED = ["WAITING", "READY"]
+_UNTOUCHED = {"WAITING", "PAUSED"}
+
+
+class FireWorksEngine:
+    """Runs flows through FireWorks; workers take their jobs by category.
+
+    Parameters
+    ----------
+    site
+        The site; its database holds launch pad, outputs and our own collections.
+    patience_s
+        How long to wait for a server that does not answer (s).
+
+    Raises
+    ------
+    DatabaseError
+        If the server does not answer or refuses us.
+    """
+
+    def __init__(self, site: Site, *, patience_s: float = 3.0) -> None:
+        self.site = site
+        self.database = connect(site, patience_s=patience_s)
+        self.launchpad = launchpad(site, patience_s=patience_s)
+        self._job_store: JobStore | None = None
+
+    @property
+    def job_store(self) -> JobStore:
+        """The store of outputs, sharing our connection."""
+        if self._job_store is None:
+            self._job_store = job_store(self.site, self.database)
+            require_persistent(self._job_store)
+        return self._job_store
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.client.close()
+        self.launchpad.connection.close()
+
+    # Submitting and finding
+
+    def submit(self, flow: Flow, *, campaign: str, cycle: int, kind: str) -> list[int | str]:
+        """Route and add a flow as one workflow; return its id.
+
+        The id of a workflow is that of its first firework.
+
+        Raises
+        ------
+        InputError
+            If the flow has no jobs, or one of an unknown stage.
+        """
+        from jobflow.managers.fireworks import flow_to_workflow
+
+        if not flow.jobs:
+            raise InputError("The flow has no jobs.", where=flow.name)
+        key = {"campaign": campaign, "cycle": cycle, "kind": kind}
+        route(flow, campaign=campaign, cycle=cycle, kind=kind)
+        # store=None: workers know the store, and no password reaches a specification.
+        workflow = flow_to_workflow(
+            flow,
+            store=None,  # type: ignore[arg-type]
+            allow_external_references=True,
+            metadata=dict(key),
+        )
+        with translated(self.site):
+            self.database[HOLDS].delete_one({"_id": campaign, "state": "cancelled"})
+            ids = self.launchpad.add_wf(workflow)
+            self.apply_hold(campaign)
+        return [min(ids.values())]
+
+    def find(self, *, campaign: str, cycle: int, kind: str) -> list[int | str]:
+        """Return the ids of the workflows submitted under this key, oldest first."""
+        key = {"campaign": campaign, "cycle": cycle, "kind": kind}
+        query = {f"metadata.{name}": value for name, value in key.items()}
+        with translated(self.site):
+            found = self.launchpad.workflows.find(query, {"nodes": 1})
+            return sorted(min(document["nodes"]) for document in found)
+
+    # Reading
+
+    def jobs(
+        self, *, campaign: str, cycle: int | None = None, kind: str | None = None
+    ) -> list[JobRecord]:
+        """Return all jobs of a campaign, or of some of its workflows, oldest first.
+
+        Two indexed queries with projections, however large the workflows are.
+        """
+        query: dict[str, Any] = {"spec.campaign": campaign, "state": {"$ne": "ARCHIVED"}}
+        if cycle is not None:
+            query["spec.cycle"] = cycle
+        if kind is not None:
+            query["spec.kind"] = kind
+        with translated(self.site):
+            fireworks = list(self.launchpad.fireworks.find(query, FIREWORK_FIELDS).sort("fw_id", 1))
+            launches = self._last_launches(fireworks)
+        return [job_record(firework, launches.get(firework["fw_id"])) for firework in fireworks]
+
+    def output(self, uuid: str) -> Any | None:
+        """Return the output of a finished job, its large parts loaded, or None."""
+        from jobflow import OnMissing
+
+        with translated(self.site):
+            if self.job_store.query_one({"uuid": uuid}, ["uuid"]) is None:
+                return None
+            return self.job_store.get_output(uuid, load=True, on_missing=OnMissing.NONE)
+
+    # Acting
+
+    def rerun(self, engine_ids: Sequence[int | str]) -> None:
+        """Run failed jobs again whose dependants have not started.
+
+        FireWorks resets every dependant that has left the waiting state, finished ones included,
+        and lets them make their own jobs a second time; such reruns are refused.
+
+        Raises
+        ------
+        NotFoundError
+            If an id is unknown; nothing is rerun then.
+        PartialError
+            If some were refused; the others are running again.
+        """
+        ids = [int(engine_id) for engine_id in engine_ids]
+        with translated(self.site):
+            known = {
+                document["fw_id"]
+                for document in self.launchpad.fireworks.find({"fw_id": {"$in": ids}}, {"fw_id": 1})
+            }
+            unknown = [fw_id for fw_id in ids if fw_id not in known]
+            if unknown:
+                raise NotFoundError(f"There is no job {unknown[0]}.", hint="otf status")
+            refused = {fw_id: reason for fw_id in ids if (reason := self._rerun_one(fw_id))}
+        if refused:
+            reasons = "; ".join(f"job {fw_id} {reason}" for fw_id, reason in refused.items())
+            raise PartialError(
+                f"{len(refused)} of {len(ids)} jobs were not run again: {reasons}.",
+                hint="compute such a label in a workflow of its own: otf labels rerun",
+            )
+
+    def pause(self, campaign: str) -> int:
+        """Hold jobs that have not started, also those yet to be made; return how many."""
+        with translated(self.site):
+            self._hold(campaign, "paused")
+            return self.apply_hold(campaign)
+
+    def resume(self, campaign: str) -> int:
+        """Release held jobs; return how many."""
+        with translated(self.site):
+            self.database[HOLDS].delete_one({"_id": campaign})
+            return self._move(campaign, ["PAUSED"], "WAITING")
+
+    def cancel(self, campaign: str) -> int:
+        """Give up jobs that have not started, also those that running ones will make.
+
+        They count as failed. Submitting for the campaign again lifts this for the new workflow.
+        """
+        with translated(self.site):
+            self._hold(campaign, "cancelled")
+            return self.apply_hold(campaign)
+
+    def recover(self) -> list[str]:
+        """Put back jobs whose worker is gone, free stale locks; return sentences."""
+        from otf_workflows.engine.recovery import recover
+
+        with translated(self.site):
+            return recover(self.launchpad)
+
+    def held(self) -> list[str]:
+        """Return the campaigns whose jobs nobody may start."""
+        with translated(self.site):
+            return [document["_id"] for document in self.database[HOLDS].find({}, {"_id": 1})]
+
+    def apply_hold(self, campaign: str) -> int:
+        """Hold or give up new jobs of a campaign on which a person has put a hold.
+
+        Workers call it after each job, since a running job may have made others.
+        """
+        hold = self.database[HOLDS].find_one({"_id": campaign})
+        if hold is None:
+            return 0
+        if hold["state"] == "paused":
+            return self._move(campaign, _NOT_STARTED, "PAUSED")
+        return self._move(campaign, [*_NOT_STARTED, "PAUSED"], "DEFUSED")
+
+    # Helpers
+
+    def _last_launches(self, fireworks: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """Return the latest launch of each firework, without the large parts of its action."""
+        ids = [max(firework["launches"]) for firework in fireworks if firework["launches"]]
+        found = self.launchpad.launches.find({"launch_id": {"$in": ids}}, LAUNCH_FIELDS)
+        return {launch["fw_id"]: launch for launch in found}
+
+    def _hold(self, campaign: str, state: str) -> None:
+        self.database[HOLDS].update_one({"_id": campaign}, {"$set": {"state": state}}, upsert=True)
+
+    def _move(self, campaign: str, states: list[str], to: str) -> int:
+        """Move fireworks from one of these states to another; return how many were moved.
+
+        FireWorks' own ``defuse_fw`` starts a job again that has begun in the meantime; here the
+        state is changed only if it is still one of those named.
+        """
+        from datetime import UTC, datetime
+
+        pad = self.launchpad
+        query = {"spec.campaign": campaign, "state": {"$in": states}}
+        ids = [document["fw_id"] for document in pad.fireworks.find(query, {"fw_id": 1})]
+        moved = 0
+        for fw_id in ids:
+            change = {"$set": {"state": to, "updated_on": datetime.now(UTC).isoformat()}}
+            query = {"fw_id": fw_id, "state": {"$in": states}}
+            if pad.fireworks.find_one_and_update(query, change, {"fw_id": 1}) is not None:
+                pad._refresh_wf(fw_id)  # noqa: SLF001 - as pause_fw and resume_fw do
+                moved += 1
+        return moved
+
+    def _rerun_one(self, fw_id: int) -> str | None:
+        """Run one failed job again, or return why not.
+
+        Looking at the dependants and resetting the job happen under FireWorks' own lock, so that
+        no dependant can start in between.
+        """
+        from fireworks.core.launchpad import WFLock
+
+        pad = self.launchpad
+        with WFLock(pad, fw_id):
+            workflow = pad.get_wf_by_fw_id_lzyfw(fw_id)
+            state = workflow.id_fw[fw_id].state
+            if state != "FIZZLED":
+                return f"has not failed (it is {state})"
+            children = {workflow.id_fw[child].state for child in workflow.links[fw_id]}
+            if children - _UNTOUCHED:
+                return "failed, but what depends on it has gone on without it"
+            pad.fireworks.update_one({"fw_id": fw_id}, {"$unset": {"spec._recovery": ""}})
+            updated = workflow.rerun_fw(fw_id)
+            # A paused dependant is not WAITING, so the line above has reset it as well.
+            pad._update_wf(workflow, updated)  # noqa: SLF001 - as rerun_fw does
+        self.apply_hold(self._campaign_of(fw_id))
+        return None
+
+    def _campaign_of(self, fw_id: int) -> str:
+        document = self.launchpad.fireworks.find_one({"fw_id": fw_id}, {"spec.campaign": 1})
+        return document["spec"].get("campaign", "") if document else ""

@@ -1,0 +1,83 @@
+"""Fixtures for all tests. What asks for `site`, `database` or `engine` needs mongod."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from otf_workflows.settings import SITE_FILE_VARIABLE, STATE_DIR_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pymongo.database import Database
+
+    from otf_workflows.engine import EmbeddedMongod, FireWorksEngine
+    from otf_workflows.settings import Site
+
+_NEED_MONGOD = {"mongod", "site", "database", "engine"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a database as an integration test, so that nobody has to remember."""
+    for item in items:
+        if _NEED_MONGOD & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep a user's own site, state folder and FireWorks files out of every test."""
+    home = tmp_path_factory.mktemp("home")
+    home.chmod(0o700)
+    monkeypatch.delenv(SITE_FILE_VARIABLE, raising=False)
+    monkeypatch.setenv(STATE_DIR_VARIABLE, str(home / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    warnings.filterwarnings("ignore", message="Some jobs are not connected")
+
+
+@pytest.fixture(scope="session")
+def mongod() -> "Iterator[EmbeddedMongod]":
+    """One real server for all tests of a session."""
+    from otf_workflows.testing.mongo import ephemeral_mongod
+
+    with ephemeral_mongod() as server:
+        yield server
+
+
+@pytest.fixture
+def site(
+    mongod: "EmbeddedMongod",
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> "Iterator[Site]":
+    """A site with a database and a state folder of its own, named by $OTF_SITE_FILE."""
+    from otf_workflows.testing.mongo import fresh_site
+
+    folder = Path(tmp_path_factory.mktemp("site"))
+    monkeypatch.delenv(STATE_DIR_VARIABLE)
+    with fresh_site(mongod, folder) as made:
+        yield made
+
+
+@pytest.fixture
+def database(site: "Site") -> "Iterator[Database]":
+    """The site's empty database."""
+    from otf_workflows.connection import connect
+
+    opened = connect(site)
+    yield opened
+    opened.client.close()
+
+
+@pytest.fixture
+def engine(site: "Site") -> "Iterator[FireWorksEngine]":
+    """FireWorks on the site's database."""
+    from otf_workflows.engine import FireWorksEngine
+
+    made = FireWorksEngine(site)
+    yield made
+    made.close()
