@@ -253,6 +253,15 @@ def _calculator(recipe: AseRecipe) -> tuple[Calculator, dict[str, Any]]:
     except TypeError as error:
         raise InputError(f"{recipe.calculator}: {error}", where="labels.kwargs") from error
     calculator = make(**recipe.kwargs)
+    if recipe.calculator in {"emt", "lj"}:
+        # These swallow any argument: a typo would compute something else than was asked for.
+        known = calculator.default_parameters
+        if unknown := sorted(set(recipe.kwargs) - set(known)):
+            raise InputError(
+                f"{recipe.calculator} has no argument {', '.join(unknown)}",
+                where="labels.kwargs",
+                hint=f"it has: {', '.join(known)}",
+            )
     level = recipe.level_of_theory([])
     if recipe.calculator == "teacher":
         level["level"] = f"teacher:{_load_teacher(recipe.kwargs['potential']).name}"

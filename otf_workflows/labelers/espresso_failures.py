@@ -72,7 +72,8 @@ TIMING_REPORT = re.compile(
 """Lines at the end of every run that tell nothing about why it failed."""
 
 HINTS = {
-    FailureCause.SCF: "otf labels rerun with another start, e.g. --set mixing_beta=0.1",
+    FailureCause.SCF: "rerun with e.g. --set mixing_beta=0.1; a frame without a band gap "
+    "oscillates for ever under smearing: none",
     FailureCause.WALLTIME: "rerun it with a longer walltime or more cores",
     FailureCause.MEMORY: "rerun it with more memory, or on more ranks",
     FailureCause.NODE: "look at the machine (disk, libraries, MPI), then rerun",
@@ -83,19 +84,19 @@ HINTS = {
 
 LADDER: dict[FailureCause, tuple[dict[str, Any], ...]] = {
     FailureCause.SCF: (
-        {"mixing_beta": 0.3, "electron_maxstep": 200, "startingpot": "file"},
+        {"mixing_beta": 0.3, "electron_maxstep": 150, "startingpot": "file"},
         {
             "mixing_beta": 0.2,
             "mixing_mode": "local-TF",
             "mixing_ndim": 12,
-            "electron_maxstep": 300,
+            "electron_maxstep": 150,
             "startingpot": "atomic",
         },
         {
             "mixing_beta": 0.1,
             "mixing_mode": "plain",
             "diagonalization": "cg",
-            "electron_maxstep": 500,
+            "electron_maxstep": 250,
         },
     ),
     FailureCause.MEMORY: ({"diagonalization": "cg", "mixing_ndim": 4},),
@@ -130,12 +131,15 @@ def diagnose(text: str, errors: str, *, status: int) -> Diagnosis:  # noqa: PLR0
     if status in {leash.NOT_STARTED, 126}:
         return _failed(FailureCause.NODE, f"pw.x could not be started: {_first(errors)}")
     both = f"{text}\n{errors}"
+    in_box = _read_box(both)
+    # What pw.x says itself comes before what MPI adds when it tears the ranks down.
+    if in_box and in_box.cause != FailureCause.UNKNOWN:
+        return in_box
     for pattern, cause, sentence in MARKS:
         if re.search(pattern, both):
             return _failed(cause, sentence)
-    if box := ERROR_BOX.search(both):
-        routine, message = box.group(1), box.group(2).strip()
-        return _failed(_cause_of(routine), f"pw.x failed in {routine}: {message}")
+    if in_box:
+        return in_box
     if status > 128:
         return _signalled(status - 128)
     missing = [pattern for pattern in MUST_HAVE if not re.search(pattern, text)]
@@ -180,11 +184,16 @@ def climb(
     return {**numerics, **changes}
 
 
-def _cause_of(routine: str) -> FailureCause:
-    for pattern, cause in ROUTINES:
-        if re.fullmatch(pattern, routine, re.IGNORECASE):
-            return cause
-    return FailureCause.UNKNOWN
+def _read_box(text: str) -> Diagnosis | None:
+    box = ERROR_BOX.search(text)
+    if box is None:
+        return None
+    routine, message = box.group(1), box.group(2).strip()
+    causes = [cause for pattern, cause in ROUTINES if re.fullmatch(pattern, routine, re.IGNORECASE)]
+    cause = causes[0] if causes else FailureCause.UNKNOWN
+    if "smearing is needed" in message:
+        cause = FailureCause.INPUT
+    return _failed(cause, f"pw.x failed in {routine}: {message}")
 
 
 def _signalled(number: int) -> Diagnosis:

@@ -10,6 +10,7 @@ In a campaign file::
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,8 @@ class FailingCalculator(Calculator):
 
     def fails(self, frame: Frame) -> bool:
         """Return whether this structure is one of those that fail."""
-        number = int(structure_hash(frame)[:12], 16) ^ int(self.salt.encode().hex() or "0", 16)
-        return number % 10**6 < self.share * 10**6
+        digest = hashlib.sha256(f"{self.salt}:{structure_hash(frame)}".encode()).digest()
+        return int.from_bytes(digest[:6]) < self.share * 2**48
 
     def calculate(
         self,
