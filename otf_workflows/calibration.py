@@ -217,9 +217,9 @@ def report(
         "nominal": nominal,
         "coverage": coverage(errors_eV_A, sigmas_eV_A, factor),
         "spearman": spearman(errors_eV_A, sigmas_eV_A),
-        "spearman_force": spearman(errors_eV_A, worst_forces_eV_A),
-        "auroc": auroc_worst(errors_eV_A, sigmas_eV_A),
-        "auroc_force": auroc_worst(errors_eV_A, worst_forces_eV_A),
+        "spearman_baseline_force": spearman(errors_eV_A, worst_forces_eV_A),
+        "auroc_worst": auroc_worst(errors_eV_A, sigmas_eV_A),
+        "auroc_worst_baseline_force": auroc_worst(errors_eV_A, worst_forces_eV_A),
     }
     shares = reliability(errors_eV_A, sigmas_eV_A, factor, nominal=nominal)
     values |= {f"reliability_{level}": share for level, share in shares.items()}

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from otf_workflows.campaign import Budget, Convergence
     from otf_workflows.schemas import ErrorStatistics
 
-JUDGES = ("audit", "validation")
-"""Label sets that judge. Audit labels are untouched; validation labels chose the epoch."""
+JUDGES = (("held_out",), ("audit", "validation"))
+"""Label sets that judge, the first that are there. Held out are audit and validation together:
+audit labels are untouched, validation labels chose the epoch."""
+
+SHOWN = {"held_out": "held-out"}
+"""Names of sets that read better otherwise."""
 
 CONFIDENCE = 0.8
 """A challenger wins if it is better in this share of bootstrap samples; else it is a tie."""
@@ -40,26 +44,29 @@ SEED = 20240502
 
 
 @dataclass(frozen=True)
-class CycleRecord:
+class CycleEvidence:
     """What one finished cycle contributes to the decision.
 
     Attributes
     ----------
     cycle
         Number of the cycle.
-    promoted
-        Whether its challenger became the incumbent.
-    errors
-        Of the incumbent *after* the cycle on all audit labels; None if there were none.
+    audit
+        Errors of the incumbent *after* the cycle on all audit labels; None if there were none.
     fraction_above
         Share of MD checks above the tolerance in this cycle, by the model that drove it; None if
         no walker ran.
+    calibrated
+        Whether the uncertainty of the model that drove it was calibrated.
+    promoted
+        Whether the cycle's challenger became the incumbent.
     """
 
     cycle: int
-    promoted: bool
-    errors: ErrorStatistics | None
+    audit: ErrorStatistics | None
     fraction_above: float | None
+    calibrated: bool
+    promoted: bool
 
 
 def judge_challenger(
@@ -76,15 +83,13 @@ def judge_challenger(
     Parameters
     ----------
     errors
-        ``'incumbent/audit'``, ``'challenger/audit'``, ``'incumbent/validation'`` …; others are
-        not looked at.
+        ``'incumbent/held_out'`` and ``'challenger/held_out'`` (audit and validation labels), or
+        the same with ``audit`` and ``validation``; others are not looked at.
     arrays
         Under the same names, ``Evaluation.arrays`` (``keys``, ``force_dft``,
         ``force_predicted``).
     """
-    sets = [
-        name for name in JUDGES if f"incumbent/{name}" in errors and f"challenger/{name}" in errors
-    ]
+    sets = _judges(errors)
     if not sets:
         return False, ["No label that neither model was trained on: the incumbent stays."]
     energy_problem = _energy_problem(errors, sets)
@@ -92,10 +97,10 @@ def judge_challenger(
     n_frames = sum(errors[f"challenger/{name}"].n_frames for name in sets)
     compared = (
         f"force RMSE {new:.3f} eV/Å against {old:.3f} of the incumbent on {n_frames} "
-        f"{' and '.join(sets)} labels"
+        f"{' and '.join(SHOWN.get(name, name) for name in sets)} labels"
     )
     sentences = []
-    if "audit" not in sets:
+    if "challenger/audit" not in errors:
         sentences.append("There is no audit label yet; validation labels alone judge.")
     share = None if arrays is None else _share_better(arrays, sets)
     if share is None:
@@ -113,6 +118,19 @@ def judge_challenger(
     if verdict == 1 and energy_problem:
         return False, [*sentences, energy_problem]
     return verdict == 1, sentences
+
+
+def _judges(errors: Mapping[str, ErrorStatistics]) -> list[str]:
+    """Return the label sets on which both models were measured."""
+    for names in JUDGES:
+        found = [
+            name
+            for name in names
+            if f"incumbent/{name}" in errors and f"challenger/{name}" in errors
+        ]
+        if found:
+            return found
+    return []
 
 
 def _by_margin(old: float, new: float) -> int:
@@ -176,7 +194,7 @@ def _squares(arrays: Mapping[str, Any]) -> dict[str, float]:
 
 
 def decide(
-    history: Sequence[CycleRecord],
+    history: Sequence[CycleEvidence],
     *,
     convergence: Convergence,
     budget: Budget,
@@ -238,10 +256,10 @@ def decide(
 
 
 def _acceptable(
-    record: CycleRecord, *, convergence: Convergence, tolerance_eV_A: float
+    record: CycleEvidence, *, convergence: Convergence, tolerance_eV_A: float
 ) -> tuple[bool, list[str]]:
     """Return whether one cycle meets both criteria, and a sentence on each."""
-    errors = record.errors
+    errors = record.audit
     if errors is None or errors.n_frames < MIN_AUDIT_FRAMES:
         n = 0 if errors is None else errors.n_frames
         accurate = False
@@ -255,8 +273,13 @@ def _acceptable(
         )
     limit = convergence.max_fraction_above
     share = record.fraction_above
-    trusted = share is not None and share <= limit
-    if share is None:
+    trusted = share is not None and share <= limit and record.calibrated
+    if share is not None and not record.calibrated:
+        second = (
+            f"{share:.1%} of MD checks were above the tolerance, but by an uncertainty that was "
+            "not calibrated yet: this does not count."
+        )
+    elif share is None:
         second = "No MD was checked in this cycle."
     else:
         driver = "the model before this cycle's training" if record.promoted else "the incumbent"

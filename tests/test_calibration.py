@@ -105,12 +105,12 @@ def test_ranking_scores_are_one_for_perfect_and_half_for_random():
 def test_the_report_has_the_force_baseline_and_leaves_out_what_is_undefined():
     errors, sigmas, forces = [0.1, 0.2, 0.3, 0.5], [0.1, 0.2, 0.3, 0.4], [2.0, 1.0, 3.0, 0.5]
     full = cal.report(errors, sigmas, forces, factor=1.1)
-    assert full["spearman"] > full["spearman_force"]
-    assert full["auroc"] > full["auroc_force"]
+    assert full["spearman"] > full["spearman_baseline_force"]
+    assert full["auroc_worst"] > full["auroc_worst_baseline_force"]
     assert full["coverage"] == 0.75
     short = cal.report(errors[:2], sigmas[:2], forces[:2], factor=1.1)
     assert "spearman" not in short
-    assert "auroc" not in short
+    assert "auroc_worst" not in short
     assert not any("." in name or "$" in name for name in full)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from otf_workflows.campaign import Budget, Convergence
-from otf_workflows.convergence import CycleRecord, decide, judge_challenger
+from otf_workflows.convergence import CycleEvidence, decide, judge_challenger
 from otf_workflows.schemas import ErrorStatistics
 from otf_workflows.types import Decision
 
@@ -98,6 +98,18 @@ def test_audit_and_validation_are_pooled_by_atoms():
     assert "8 audit and validation labels" in sentences[-1]
 
 
+def test_held_out_labels_judge_where_they_are_given():
+    errors = {
+        "incumbent/held_out": stats(0.2),
+        "challenger/held_out": stats(0.1),
+        "incumbent/audit": stats(0.1),
+        "challenger/audit": stats(0.1),
+    }
+    promoted, sentences = judge_challenger(errors)
+    assert promoted
+    assert "8 held-out labels" in sentences[-1]
+
+
 def test_nothing_to_judge_by_leaves_the_incumbent():
     promoted, sentences = judge_challenger({"challenger/fresh": stats(0.01)})
     assert not promoted
@@ -129,9 +141,15 @@ RULES = {
 }
 
 
-def record(cycle, *, high=0.2, above=0.5, promoted=True, n_frames=8):
+def record(cycle, *, high=0.2, above=0.5, promoted=True, n_frames=8, calibrated=True):
     errors = stats(high / 1.2, high=high, n_frames=n_frames)
-    return CycleRecord(cycle=cycle, promoted=promoted, errors=errors, fraction_above=above)
+    return CycleEvidence(
+        cycle=cycle,
+        audit=errors,
+        fraction_above=above,
+        calibrated=calibrated,
+        promoted=promoted,
+    )
 
 
 GOOD = {"high": 0.08, "above": 0.02}
@@ -150,6 +168,7 @@ GOOD = {"high": 0.08, "above": 0.02}
         ([GOOD, GOOD | {"high": 0.101}], Decision.CONTINUE),
         ([GOOD, GOOD | {"above": None}], Decision.CONTINUE),
         ([GOOD, GOOD | {"n_frames": 3}], Decision.CONTINUE),
+        ([GOOD | {"calibrated": False}, GOOD], Decision.CONTINUE),
         ([{"promoted": False}] * 2, Decision.CONTINUE),
         ([{"promoted": False}] * 3, Decision.STALLED),
         ([{"promoted": False}, {}, {"promoted": False}, {"promoted": False}], Decision.CONTINUE),
