@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from otf_workflows.errors import NotFoundError
 from otf_workflows.report import words
 from otf_workflows.report.citations import citations
 from otf_workflows.report.costs import costs
@@ -120,10 +121,11 @@ def report_data(store: Store, campaign: str) -> ReportData:
 
 def _models(store: Store, document: CampaignDocument) -> list[ModelDocument]:
     """Return the pretrained model, if it is booked, and those of the campaign."""
-    pretrained = document.campaign["potential"]
-    mine = store.models(document.name)
-    shared = [m for m in store.models() if m.model_id == pretrained and m not in mine]
-    return [*shared, *mine]
+    try:
+        shared = [store.model(document.campaign["potential"])]
+    except NotFoundError:
+        shared = []
+    return [*shared, *store.models(document.name)]
 
 
 def _potential_theory(potential: str) -> str:
@@ -199,7 +201,8 @@ def _model(store: Store, model: ModelDocument, document: CampaignDocument) -> Mo
     if model.campaign is None:
         status = "pretrained"
     if model.model_id == document.incumbent_id:
-        status = "in use" if status == "pretrained" else "final"
+        final = document.finished is not None and status != "pretrained"
+        status = "final" if final else "in use"
     c = model.calibration
     return ModelSummary(
         model_id=model.model_id,

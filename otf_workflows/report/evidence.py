@@ -142,6 +142,8 @@ class Evidence:
 
     def coverage(self) -> Coverage | None:
         """Return how honest the calibrated uncertainty was; None if nothing tested it."""
+        from scipy.stats import binomtest
+
         points = [point for point in self.uncertainty() if point.calibrated]
         if not points:
             return None
@@ -149,11 +151,15 @@ class Evidence:
             np.array([getattr(p, name) for p in points])
             for name in ("sigma_eV_A", "error_eV_A", "force_eV_A")
         )
+        covered = int((error <= sigma).sum())
+        low, high = binomtest(covered, len(points)).proportion_ci(method="wilson")
         final = self._models.get(self.final)
         return Coverage(
             n=len(points),
             nominal=final.calibration.nominal if final else NOMINAL,
-            measured=float((error <= sigma).mean()),
+            measured=covered / len(points),
+            low=float(low),
+            high=float(high),
             spearman=_spearman(sigma, error),
             spearman_force=_spearman(force, error),
         )

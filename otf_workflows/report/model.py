@@ -119,7 +119,7 @@ class ModelSummary(Document):
     model_id: str
     cycle: int | None
     parent_id: str | None
-    status: str = Field(description="pretrained, final, promoted or rejected.")
+    status: str = Field(description="pretrained, in use, final, promoted or rejected.")
     n_labels: int | None = Field(None, description="Labels in its data set, audits left out.")
     sha256: str | None = None
     audit: ErrorStatistics | None = None
@@ -133,8 +133,19 @@ class Coverage(Document):
     n: int
     nominal: float
     measured: float = Field(description="Share of frames whose worst error lies below σ.")
+    low: float = Field(description="Lower end of its 95 % interval (Wilson 1927).")
+    high: float = Field(description="Upper end of it.")
     spearman: float | None = Field(None, description="Rank correlation of σ with the error.")
     spearman_force: float | None = Field(None, description="The same of plain |F|: the baseline.")
+
+
+class Coordination(Document):
+    """How many neighbours of an element an atom has."""
+
+    centre: str
+    neighbour: str
+    number: float
+    up_to_A: float = Field(description="First minimum of g(r) (Å).")
 
 
 class Production(Document):
@@ -151,6 +162,7 @@ class Production(Document):
     fraction_above: float | None = None
     audit: ErrorStatistics | None = Field(None, description="Final model on DFT of its frames.")
     diffusion: list[str] = Field(default_factory=list, description="Diffusive or not, in words.")
+    coordination: list[Coordination] = Field(default_factory=list)
 
 
 class Occurrence(Document):

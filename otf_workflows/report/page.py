@@ -139,7 +139,11 @@ def _figures(data: ReportData) -> dict[str, str | None]:
             limit_eV_A=limit,
         ),
         "parity_after": figures.force_parity(
-            curves.after, errors.final, title="After: final model", final=True, limit_eV_A=limit
+            curves.after,
+            errors.final,
+            title=f"After: {'final model' if data.finished else 'model in use'}",
+            final=True,
+            limit_eV_A=limit,
         )
         if changed
         else None,
@@ -216,4 +220,4 @@ def _settings(data: ReportData) -> str:
 
     shown: dict[str, Any] = dict(data.settings)
     shown["structure"] = f"{data.material.formula}, {data.material.n_atoms} atoms"
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otf_workflows.report.model import Curve, Production
+from otf_workflows.report.model import Coordination, Curve, Production
 from otf_workflows.types import StopReason
 
 if TYPE_CHECKING:
@@ -31,24 +31,19 @@ def production_summary(
         return None
     newest = productions[-1]
     values = newest.values
+    stopped = values.get("stop_reason")
     return Production(
         model_id=newest.model_id,
         conditions=newest.conditions,
         n_steps=values.get("n_steps_run", values.get("n_steps")),
-        stopped="" if values.get("stop_reason") == StopReason.COMPLETED else _stopped(values),
+        stopped=""
+        if stopped in {None, StopReason.COMPLETED}
+        else values.get("stop_message") or stopped,
         **{name: values.get(name) for name in NUMBERS},
         audit=evidence.production_statistics(),
-        diffusion=diffusion(values.get("msd") or {}),
+        diffusion=[entry["sentence"] for _, entry in _displacements(values) if "sentence" in entry],
+        coordination=_coordination(values.get("rdf") or {}),
     )
-
-
-def diffusion(msd: dict[str, Any]) -> list[str]:
-    """Return what each element's displacement says, in words."""
-    return [msd["sentence"]] if msd.get("sentence") else []
-
-
-def _stopped(values: dict[str, Any]) -> str:
-    return str(values.get("stop_message") or values.get("stop_reason") or "")
 
 
 def md_curves(productions: Sequence[PropertyDocument]) -> dict[str, Any]:
@@ -57,14 +52,17 @@ def md_curves(productions: Sequence[PropertyDocument]) -> dict[str, Any]:
         return {}
     values, conditions = productions[-1].values, productions[-1].conditions
     time_ps = [step * conditions.get("timestep_fs", 1.0) / 1000 for step in values.get("steps", [])]
-    rdf, msd = values.get("rdf") or {}, values.get("msd") or {}
+    rdf = values.get("rdf") or {"pairs": {}}
     return {
         "rdf": [
-            Curve(name=p, x=rdf["r_A"], y=v["g"], error=v["error"]) for p, v in rdf["pairs"].items()
+            Curve(name=pair, x=rdf["r_A"], y=entry["g"], error=entry.get("error"))
+            for pair, entry in rdf["pairs"].items()
+            if pair != "total"
         ],
         "msd": [
-            Curve(name=p, x=[t / 1000 for t in msd["time_fs"]], y=v["msd_A2"], error=v["error_A2"])
-            for p, v in msd["elements"].items()
+            Curve(name=symbol, x=lags_ps, y=entry["msd_A2"], error=entry.get("error_A2"))
+            for symbol, entry in _displacements(values)
+            if len(lags_ps := [lag / 1000 for lag in entry["time_fs"]]) > 1
         ],
         **{
             f"production_{name}": Curve(name=name, x=time_ps, y=values[key])
@@ -72,3 +70,30 @@ def md_curves(productions: Sequence[PropertyDocument]) -> dict[str, Any]:
             if values.get(key)
         },
     }
+
+
+def _displacements(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the mean square displacement of each element, computed together or one by one."""
+    msd = values.get("msd") or {}
+    parts = [msd] if "elements" in msd else list(msd.values())
+    return [
+        (symbol, entry | {"time_fs": part["time_fs"]})
+        for part in parts
+        for symbol, entry in part["elements"].items()
+    ]
+
+
+def _coordination(rdf: dict[str, Any]) -> list[Coordination]:
+    return [
+        Coordination(
+            centre=centre,
+            neighbour=second if centre == first else first,
+            number=number,
+            up_to_A=entry["first_minimum_A"],
+        )
+        for pair, entry in rdf.get("pairs", {}).items()
+        if pair != "total" and entry.get("first_minimum_A")
+        for first, second in [pair.split("-")]
+        for centre, number in entry["coordination"].items()
+        if number is not None
+    ]

@@ -29,6 +29,7 @@ from otf_workflows.schemas import (
     StageRecord,
     Verdict,
     WalkerSegment,
+    now,
 )
 from otf_workflows.testing.synthetic import (
     synthetic_evaluation,
@@ -93,7 +94,9 @@ def synthetic_campaign(
         msg = "a synthetic campaign has 0 to 4 cycles, and production only after the fourth"
         raise ValueError(msg)
     store.ensure_indexes()
-    author = _Author(store, _campaign(name), np.random.default_rng(seed))
+    # An unfinished campaign looks as if it had begun a while ago.
+    start = START if production else now() - timedelta(minutes=4 + 3 * n_cycles)
+    author = _Author(store, _campaign(name), np.random.default_rng(seed), start=start)
     author.submit()
     for cycle in range(n_cycles):
         author.add_cycle(cycle)
@@ -138,7 +141,8 @@ class _Author:
     store: Store
     campaign: Campaign
     rng: np.random.Generator
-    clock: datetime = START
+    start: datetime
+    clock: datetime = field(init=False)
     incumbent: str = PRETRAINED
     models: list[str] = field(default_factory=lambda: [PRETRAINED])
     splits: dict[str, Split] = field(default_factory=dict)
@@ -146,6 +150,9 @@ class _Author:
     truths: dict[str, np.ndarray] = field(default_factory=dict)
     core_hours: float = 0.0
     walked: list[int] = field(default_factory=lambda: [0, 0])
+
+    def __post_init__(self) -> None:
+        self.clock = self.start
 
     @property
     def name(self) -> str:
@@ -505,5 +512,5 @@ class _Author:
             "labels_computed": float(len(self.truths)),
             "labels_reused": 0.0,
             "core_hours": self.core_hours,
-            "seconds_total": (self.clock - START).total_seconds(),
+            "seconds_total": (self.clock - self.start).total_seconds(),
         }

@@ -30,10 +30,10 @@ SHELLS = {
 
 
 def synthetic_rdf(rng: Generator) -> dict[str, Any]:
-    """Return g(r) of each pair on a grid, with a standard error."""
+    """Return g(r) of each pair, in the layout of :func:`~otf_workflows.analysis`."""
     r_A = np.arange(0.05, 6.4, 0.05)
     density_A3 = 4 / LATTICE_A**3
-    pairs = {}
+    pairs: dict[str, Any] = {}
     for pair, shells in SHELLS.items():
         width_A = {"Cl-Cl": 0.22, "Cl-Li": 0.24, "Li-Li": 0.28}[pair]
         g = np.zeros_like(r_A)
@@ -44,26 +44,31 @@ def synthetic_rdf(rng: Generator) -> dict[str, Any]:
         error = 0.03 + 0.04 * g
         noise = np.convolve(rng.normal(size=len(r_A)), np.ones(5) / 5, mode="same")
         g = np.where(g > 0.02, np.maximum(g + error * noise, 0.0), g)
-        pairs[pair] = {"g": g.tolist(), "error": error.tolist()}
+        pairs[pair] = {
+            "g": g.tolist(),
+            "error": error.tolist(),
+            "first_minimum_A": LATTICE_A * (shells[0][0] + shells[1][0]) / 2,
+            "coordination": dict.fromkeys(pair.split("-"), float(shells[0][1])),
+        }
     return {"r_A": r_A.tolist(), "pairs": pairs}
 
 
 def synthetic_msd(rng: Generator) -> dict[str, Any]:
     """Return the mean square displacement of each element: atoms that only vibrate."""
-    time_fs = np.arange(0.0, 2000.0, 20.0)
+    time_fs = np.arange(0.0, 800.0, 20.0)
     elements = {}
-    for symbol, plateau_A2 in (("Li", 0.16), ("Cl", 0.09)):
+    for symbol, plateau_A2 in (("Cl", 0.09), ("Li", 0.16)):
         rise = 1 - np.exp(-((time_fs / 90.0) ** 2))
         wiggle = np.convolve(rng.normal(size=len(time_fs)), np.ones(9) / 9, mode="same")
         msd = plateau_A2 * rise * (1 + 0.04 * wiggle)
-        elements[symbol] = {"msd_A2": msd.tolist(), "error_A2": (0.05 * msd).tolist()}
-    return {
-        "time_fs": time_fs.tolist(),
-        "elements": elements,
-        "diffusive": False,
-        "sentence": "Not diffusive: the displacement levels off, so no diffusion coefficient "
-        "can be read from it.",
-    }
+        elements[symbol] = {
+            "msd_A2": msd.tolist(),
+            "error_A2": (0.05 * msd).tolist(),
+            "is_diffusive": False,
+            "sentence": f"{symbol}: no diffusion coefficient, the atoms move no farther than "
+            "vibrations do (synthetic).",
+        }
+    return {"time_fs": time_fs.tolist(), "elements": elements, "is_diffusive": False}
 
 
 def synthetic_run(rng: Generator, *, n_steps: int, temperature_K: float) -> dict[str, Any]:
