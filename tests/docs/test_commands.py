@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,25 @@ def test_numerical_settings_named_in_the_documentation_may_be_changed():
     for line in lines:
         pairs = [p.split("=") for p in re.findall(r"--set (\S+)", line)]
         check_numerics("espresso", {key: yaml.safe_load(value) for key, value in pairs})
+
+
+def test_the_checks_of_the_tutorial_end_as_it_says():
+    page = ROOT / "docs/tutorials/first_campaign.md"
+    lines = [
+        line
+        for block in blocks(page, "bash")
+        for line in block.splitlines()
+        if line.startswith("otf validate")
+    ]
+    assert len(lines) == 2
+    for line in lines:
+        ended = subprocess.run(
+            [sys.executable, "-m", "otf_workflows.cli.main", *shlex.split(line, comments=True)[1:]],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == (2 if line.endswith("# fails") else 0), ended.stderr
+        if ended.returncode:
+            assert "timestep_fs" in ended.stderr
