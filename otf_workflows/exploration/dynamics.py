@@ -49,7 +49,7 @@ class Ensemble:
     pressure_GPa: float | None = None
 
 
-def first_checkpoint(atoms: Atoms, *, temperature_K: float, seed: int) -> Checkpoint:
+def first_checkpoint(atoms: Atoms, *, temperature_K: float, seed: tuple[int, ...]) -> Checkpoint:
     """Return a start with Maxwell-Boltzmann velocities and no total momentum.
 
     Parameters

@@ -1,7 +1,7 @@
 """Physical guards of MD, independent of any uncertainty.
 
-The spread of an ensemble can stay small while errors grow far outside the training set (see
-``docs/explanation``), so distances, volume, temperature and forces are guarded on their own.
+The spread of an ensemble can level off or fall while errors grow far outside the training set
+(arXiv:2508.06456), so distances, volume, temperature and forces are guarded on their own.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def _md(
     scratch: Path | None,
 ) -> MdLoop:
     """Run one MD to its end and return the finished loop."""
-    start = first_checkpoint(atoms, temperature_K=rules.temperature_K, seed=seed)
+    start = first_checkpoint(atoms, temperature_K=rules.temperature_K, seed=(seed,))
     loop = MdLoop(
         start,
         potential,

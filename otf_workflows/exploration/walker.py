@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otf_workflows.errors import PotentialError
 from otf_workflows.exploration.dynamics import Ensemble, first_checkpoint
 from otf_workflows.exploration.health import Guards
 from otf_workflows.exploration.loop import Check, MdLoop, digest
@@ -15,6 +16,8 @@ from otf_workflows.types import Purpose, StopReason
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ase import Atoms
 
     from otf_workflows.campaign import Exploration
     from otf_workflows.potentials.base import Potential
@@ -58,6 +61,10 @@ def explore(
     volume, temperature and forces are guarded besides, the last two at every step. Whatever the
     end, the walker is rewound to the last trusted state, or to its start if there was none: the
     trajectory that is kept contains trusted ends only, and over the cycles it is one.
+
+    A checkpoint that the present model is lost at (it was trusted by an earlier one) is collected,
+    and the walker begins again from ``frame``, heating up through states that the model knows:
+    otherwise it would yield a single frame in each cycle.
 
     The checkpoint has the geometry and velocities of that state, but the random numbers go on
     from where the walker ended. With the same noise a walker whose model did not change would run
@@ -110,7 +117,7 @@ def explore(
         For a cell of one atom, or a potential without uncertainty.
     """
     atoms = frame.to_atoms()
-    start = checkpoint or first_checkpoint(atoms, temperature_K=temperature_K, seed=seed)
+    start = checkpoint or first_checkpoint(atoms, temperature_K=temperature_K, seed=(seed,))
     observer = _Collector(
         start=start,
         origin=origin.model_copy(
@@ -125,6 +132,13 @@ def explore(
         seed=seed,
         stop_on_uncertainty=stop_on_uncertainty,
     )
+    left = None
+    if checkpoint is not None and stop_on_uncertainty:
+        limit_eV_A = STOP_RATIO * tolerance_eV_A / calibration_factor
+        left = observer.leave_if_lost(checkpoint, potential, limit_eV_A, calibration_factor)
+    if checkpoint is not None and left:
+        anew = first_checkpoint(atoms, temperature_K=temperature_K, seed=(seed, checkpoint.step))
+        start = observer.trusted = anew.model_copy(update={"step": checkpoint.step})
     loop = MdLoop(
         start,
         potential,
@@ -159,7 +173,7 @@ def explore(
         scratch=scratch,
     )
     loop.run()
-    return _segment(loop, observer, first=checkpoint is None)
+    return _segment(loop, observer, first=checkpoint is None or left is not None, note=left)
 
 
 class _Collector:
@@ -178,24 +192,24 @@ class _Collector:
         self.origin = origin
         self.stop_on_uncertainty = stop_on_uncertainty
         self.last: Frame | None = None
-        self.candidates = Reservoir(MAX_CANDIDATES, seed=(seed, 1))
-        self.pool = Reservoir(n_pool, seed=(seed, 2))
+        self.candidates = Reservoir(MAX_CANDIDATES, seed=(seed, start.step, 1))
+        self.pool = Reservoir(n_pool, seed=(seed, start.step, 2))
 
     def checked(self, check: Check, loop: MdLoop) -> tuple[StopReason, str] | None:
         """Sort one check; stop if the uncertainty is beyond twice the tolerance."""
         lost = check.sigma_eV_A > STOP_RATIO * loop.tolerance_eV_A and self.stop_on_uncertainty
         if check.stopped or lost:
-            self.last = self._frame(check, loop, Purpose.UNCERTAIN)
+            self.last = self._checked(check, loop, Purpose.UNCERTAIN)
         elif check.sigma_eV_A <= loop.tolerance_eV_A:
             self.trusted = loop.checkpoint()
         elif self.candidates.place() is not None:
-            self.candidates.put(self._frame(check, loop, Purpose.UNCERTAIN))
+            self.candidates.put(self._checked(check, loop, Purpose.UNCERTAIN))
         else:
             self.candidates.skip()
         # The start is either the ideal structure or the end of the previous segment.
         if check.index % POOL_GAP == 1:
             if self.pool.place() is not None:
-                self.pool.put(self._frame(check, loop, Purpose.AUDIT))
+                self.pool.put(self._checked(check, loop, Purpose.AUDIT))
             else:
                 self.pool.skip()
         if lost and not check.stopped:
@@ -206,14 +220,42 @@ class _Collector:
             return StopReason.UNCERTAIN, message
         return None
 
-    def _frame(self, check: Check, loop: MdLoop, purpose: Purpose) -> Frame:
-        features = loop.potential.features([check.atoms])[0]
+    def leave_if_lost(
+        self,
+        checkpoint: Checkpoint,
+        potential: Potential,
+        limit_eV_A: float,
+        calibration_factor: float,
+    ) -> str | None:
+        """Collect a checkpoint whose raw uncertainty is beyond the limit; say so, or None."""
+        atoms = checkpoint.frame.to_atoms()
+        try:
+            sigmas_eV_A = potential.predict(atoms, uncertainty=True).sigma_eV_A
+        except PotentialError as error:
+            return f"Begun anew, the potential having given up at the checkpoint: {error.what}"
+        if sigmas_eV_A is None or sigmas_eV_A.max() <= limit_eV_A:
+            return None
+        sigma = calibration_factor * float(sigmas_eV_A.max())
+        self.candidates.put(
+            self._frame(atoms, checkpoint.step, sigma, potential, Purpose.UNCERTAIN)
+        )
+        return (
+            f"Begun anew, the checkpoint of step {checkpoint.step} having an uncertainty of "
+            f"{sigma:.3f} eV/Å by this model."
+        )
+
+    def _checked(self, check: Check, loop: MdLoop, purpose: Purpose) -> Frame:
+        return self._frame(check.atoms, check.step, check.sigma_eV_A, loop.potential, purpose)
+
+    def _frame(
+        self, atoms: Atoms, step: int, sigma_eV_A: float, potential: Potential, purpose: Purpose
+    ) -> Frame:
         return Frame.from_atoms(
-            check.atoms,
-            origin=self.origin.model_copy(update={"step": check.step}),
+            atoms,
+            origin=self.origin.model_copy(update={"step": step}),
             purpose=purpose,
-            sigma_eV_A=check.sigma_eV_A,
-            features=[float(value) for value in features],
+            sigma_eV_A=sigma_eV_A,
+            features=[float(value) for value in potential.features([atoms])[0]],
         )
 
     def memory(self) -> dict[str, Any]:
@@ -283,14 +325,13 @@ class Reservoir:
         self._frames = [Frame.model_validate(frame) for frame in memory["frames"]]
 
 
-def _segment(loop: MdLoop, observer: _Collector, *, first: bool) -> WalkerSegment:
-    """Return the document of a finished loop."""
+def _segment(loop: MdLoop, observer: _Collector, *, first: bool, note: str | None) -> WalkerSegment:
+    """Return the document of a finished loop; ``first`` if its start is no earlier end."""
     state = loop.state
     ended = loop.checkpoint()
     kept = observer.trusted.model_copy(update={"rng_state": ended.rng_state})
     first_step = ended.step - state.n_steps_run
     records = loop.recorder.records()
-    # The start of a later segment is the end of the one before.
     own = (records["step"] <= kept.step) & ((records["step"] > first_step) | first)
     shown = records[:: max(1, -(-len(records) // MAX_POINTS))]
     return WalkerSegment(
@@ -304,7 +345,7 @@ def _segment(loop: MdLoop, observer: _Collector, *, first: bool) -> WalkerSegmen
         n_checked=state.n_checked,
         n_above=state.n_above,
         stop_reason=loop.reason or StopReason.COMPLETED,
-        stop_message=loop.message,
+        stop_message=" ".join(part for part in (note, loop.message) if part),
         steps=shown["step"].tolist(),
         sigmas_eV_A=shown["sigma_eV_A"].tolist(),
         temperatures_K=shown["temperature_K"].tolist(),

@@ -52,7 +52,7 @@ class SpringPotential:
 
 def sample(atoms, potential, ensemble, *, n_steps, seed=0):
     dynamics = Dynamics(
-        first_checkpoint(atoms, temperature_K=ensemble.temperature_K, seed=seed),
+        first_checkpoint(atoms, temperature_K=ensemble.temperature_K, seed=(seed,)),
         potential,
         ensemble,
     )
@@ -80,7 +80,7 @@ def test_first_velocities_have_the_right_mean_temperature_and_no_momentum():
     masses = atoms.get_masses()[:, None]
     temperatures = []
     for seed in range(400):
-        velocities = first_checkpoint(atoms, temperature_K=300, seed=seed).velocities_A_fs
+        velocities = first_checkpoint(atoms, temperature_K=300, seed=(seed,)).velocities_A_fs
         momentum = masses * np.array(velocities) / units.fs
         assert np.abs(momentum.sum(axis=0)).max() < 1e-12
         temperatures.append(np.sum(momentum**2 / masses) / units.kB / (3 * len(atoms) - 3))
@@ -129,6 +129,6 @@ def test_checkpoint_survives_json_and_gives_the_same_bits():
 
 
 def test_random_state_fits_into_a_mongodb_document():
-    checkpoint = first_checkpoint(bulk("Cu", cubic=True), temperature_K=300, seed=0)
+    checkpoint = first_checkpoint(bulk("Cu", cubic=True), temperature_K=300, seed=(0,))
     assert all(isinstance(v, str) for v in checkpoint.rng_state["state"].values())
     assert abs(checkpoint.rng_state["uinteger"]) < 2**63

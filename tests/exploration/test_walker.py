@@ -152,13 +152,29 @@ def test_next_segment_continues_the_trajectory_where_the_last_one_was_rewound_to
 
 def test_rewound_walker_takes_another_path_with_the_same_model():
     start = Checkpoint.model_validate(walk().blob["checkpoint"])
-    stopped = walk(Scripted(sigmas=(0.0, 0.3)), checkpoint=start)
+    stopped = walk(Scripted(sigmas=(0.0, 0.0, 0.3)), checkpoint=start)
     again = walk(
-        Scripted(sigmas=(0.0, 0.3)),
+        Scripted(sigmas=(0.0, 0.0, 0.3)),
         checkpoint=Checkpoint.model_validate(stopped.blob["checkpoint"]),
     )
     assert stopped.blob["checkpoint"]["frame"] == again.blob["checkpoint"]["frame"]
     assert stopped.candidates[-1].positions_A != again.candidates[-1].positions_A
+
+
+def test_checkpoint_the_new_model_is_lost_at_is_collected_and_the_walker_begins_anew():
+    start = Checkpoint.model_validate(walk().blob["checkpoint"])
+    segment = walk(Scripted(sigmas=(0.3, 0.0)), checkpoint=start)
+    assert segment.stop_reason == StopReason.COMPLETED
+    assert "Begun anew, the checkpoint of step 60" in segment.stop_message
+    assert (segment.first_step, segment.n_steps) == (60, 60)
+    assert [frame.origin.step for frame in segment.candidates] == [60]
+    assert segment.candidates[0].positions_A == start.frame.positions_A
+    trajectory = decode_trajectory(segment.blob["trajectory"])
+    assert trajectory[0].info["step"] == 60
+    assert np.allclose(trajectory[0].positions, COPPER.positions_A)
+    # Uncalibrated, such a reading means nothing.
+    going_on = walk(Scripted(sigmas=(0.3,)), checkpoint=start, stop_on_uncertainty=False)
+    assert going_on.stop_message == ""
 
 
 def test_same_seed_gives_the_same_segment_and_another_seed_another():
