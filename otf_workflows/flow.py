@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobflow import Flow, Maker, OutputReference
 
+from otf_workflows.errors import InputError
 from otf_workflows.jobs.assess import assess
 from otf_workflows.jobs.explore import explore, seed
 from otf_workflows.jobs.finetune import finetune
@@ -23,7 +24,7 @@ from otf_workflows.schemas import Frame, Origin
 
 if TYPE_CHECKING:
     from otf_workflows.campaign import Campaign
-    from otf_workflows.schemas import ModelDocument
+    from otf_workflows.schemas import Calibration, ModelDocument
 
 
 @dataclass
@@ -41,15 +42,21 @@ class CycleMaker(Maker):
     campaign: Campaign
     name: str = "cycle"
 
-    def make(self, cycle: int, incumbent: ModelDocument, previous: dict[str, str]) -> Flow:
+    def make(
+        self,
+        cycle: int,
+        incumbent: ModelDocument,
+        calibration: Calibration,
+        previous: dict[str, str],
+    ) -> Flow:
         """Return the flow of one cycle.
 
         Parameters
         ----------
         cycle
             Number of the cycle; 0 also seeds.
-        incumbent
-            The model that drives the walkers.
+        incumbent, calibration
+            The model that drives the walkers, and how to read its uncertainty.
         previous
             Outputs of the cycle before (job name → uuid), from which walkers continue.
         """
@@ -64,7 +71,7 @@ class CycleMaker(Maker):
                 temperature_K=temperature_K,
                 potential=campaign.potential,
                 weights=weights,
-                calibration=incumbent.calibration,
+                calibration=calibration,
                 rules=campaign.exploration,
                 tolerance_eV_A=campaign.tolerance_eV_A,
                 seed=1000 * campaign.seed + walker,
@@ -96,7 +103,7 @@ class CycleMaker(Maker):
             campaign=campaign,
             cycle=cycle,
             weights=weights,
-            calibration=incumbent.calibration,
+            calibration=calibration,
         )
         verdict = assess(
             challenger.output,
@@ -104,6 +111,7 @@ class CycleMaker(Maker):
             campaign=campaign,
             cycle=cycle,
             incumbent_id=incumbent.model_id,
+            calibration=calibration,
             weights_uuid=challenger.uuid,
         )
         for walker, (job, temperature_K) in enumerate(
@@ -131,24 +139,34 @@ class ProductionMaker(Maker):
     campaign: Campaign
     name: str = "production"
 
-    def make(self, cycle: int, incumbent: ModelDocument, models: list[ModelDocument]) -> Flow:
+    def make(
+        self,
+        cycle: int,
+        incumbent: ModelDocument,
+        calibration: Calibration,
+        models: list[ModelDocument],
+    ) -> Flow:
         """Return the flow.
 
         Parameters
         ----------
         cycle
             Its number: one after the last cycle.
-        incumbent
-            The model that runs it.
+        incumbent, calibration
+            The model that runs it, and how to read its uncertainty.
         models
             All models to compare on the audit labels, the pretrained one included.
         """
-        campaign = self.campaign
+        campaign, rules = self.campaign, self.campaign.production
+        if rules is None:
+            raise InputError(f"campaign '{campaign.name}' asks for no production run")
         run = produce(
             campaign.structure,
             campaign=campaign,
+            rules=rules,
             weights=weights_of(incumbent),
-            calibration=incumbent.calibration,
+            calibration=calibration,
+            origin=Origin(campaign=campaign.name, cycle=cycle, model_id=incumbent.model_id),
         )
         asked = audit(run.output, campaign=campaign, cycle=cycle)
         batch = gather(asked.output, campaign=campaign, cycle=cycle)
@@ -162,8 +180,8 @@ class ProductionMaker(Maker):
             run.output,
             compared.output,
             campaign=campaign,
+            rules=rules,
             cycle=cycle,
-            model_id=incumbent.model_id,
             trajectory_uuid=run.uuid,
         )
         flow = Flow(

@@ -52,12 +52,15 @@ def run_locally(
     from otf_workflows.control import submit
     from otf_workflows.engine.local import LocalEngine
     from otf_workflows.engine.mongod import EmbeddedMongod
+    from otf_workflows.engine.worker import set_threads
     from otf_workflows.errors import OtfError
     from otf_workflows.reconcile import reconcile
     from otf_workflows.settings import load_site
     from otf_workflows.store import Store, using
 
     site = site or load_site()
+    # One thread: results stay the same to the last bit, whatever else the machine does.
+    set_threads(1)
     with ExitStack() as stack:
         if site.database.mode == "embedded":
             stack.enter_context(EmbeddedMongod(site.resolved_state_dir))

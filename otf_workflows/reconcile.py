@@ -117,7 +117,7 @@ def _take(step: Step, store: Store, engine: Engine, document: CampaignDocument) 
         kind="production" if step is Step.PRODUCE else "cycle",
         state=CycleState.EMITTING,
         incumbent_id=document.incumbent_id,
-        incumbent_calibrated=store.model(document.incumbent_id).calibration.n > 0,
+        calibration=document.calibration,
     )
     store.open_cycle(cycle)
     if step is Step.PRODUCE and (verdict := cycles[-1].verdict):
@@ -141,10 +141,10 @@ def _submit(
         incumbent = store.model(last.incumbent_id)
         if last.kind == "production":
             models = [store.model(campaign.potential), *store.models(document.name)]
-            flow = ProductionMaker(campaign).make(last.cycle, incumbent, models)
+            flow = ProductionMaker(campaign).make(last.cycle, incumbent, last.calibration, models)
         else:
             previous = cycles[-2].outputs if last.cycle else {}
-            flow = CycleMaker(campaign).make(last.cycle, incumbent, previous)
+            flow = CycleMaker(campaign).make(last.cycle, incumbent, last.calibration, previous)
         # Written before the submission: if we die between the two, the next call finds no
         # workflow and writes new ones; if we die after it, these are the right ones.
         store.set_cycle(document.name, last.cycle, outputs=outputs(flow))
@@ -284,7 +284,9 @@ def totals(store: Store, name: str) -> dict[str, float]:
 
     return {
         "md_steps": float(sum(w["n_steps_run"] for c in cycles for w in c.walkers)),
-        "production_steps": float(sum(r.values["n_steps_all"] for r in runs)),
+        "production_steps": float(
+            sum(r.values["n_steps_run"] + r.values["audit_n_steps_run"] for r in runs)
+        ),
         "labels_computed": float(n_computed),
         "labels_reused": float(n_all - n_computed),
         "core_hours": core_hours,

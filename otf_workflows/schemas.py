@@ -351,8 +351,8 @@ class CycleDocument(Document):
     kind: str = Field("cycle", description="'cycle' or 'production'.")
     state: CycleState
     incumbent_id: str = Field(description="Model that drives the walkers.")
-    incumbent_calibrated: bool = Field(
-        False, description="Whether its uncertainty was calibrated on unseen labels."
+    calibration: Calibration = Field(
+        default_factory=Calibration, description="How its uncertainty was read in this cycle."
     )
     engine_ids: list[int | str] = Field(default_factory=list, description="Workflow ids.")
     outputs: dict[str, str] = Field(
@@ -381,6 +381,9 @@ class CampaignDocument(Document):
     digest: str = Field(description="Hash of all that decides the results, name left out.")
     outcome: CampaignState | None = Field(None, description="How the cycles ended.")
     incumbent_id: str = Field(description="The promoted model.")
+    calibration: Calibration = Field(
+        default_factory=Calibration, description="How to read its uncertainty in this campaign."
+    )
     totals: dict[str, float] = Field(default_factory=dict)
     created: datetime = Field(default_factory=now)
     finished: datetime | None = None

@@ -449,10 +449,6 @@ class Store:
             upsert=True,
         )
 
-    def set_model(self, model_id: str, **fields: Any) -> None:
-        """Set fields of a model (verdict, coverage seen later)."""
-        self.database.otf_models.update_one({"model_id": model_id}, {"$set": _plain(fields)})
-
     def model(self, model_id: str) -> ModelDocument:
         """Return one model by its id.
 

@@ -41,16 +41,16 @@ def stages(flow):
 
 
 def test_a_cycle_is_explore_select_gather_finetune_assess(campaign, tuned):
-    flow = CycleMaker(campaign).make(1, tuned, {})
+    flow = CycleMaker(campaign).make(1, tuned, Calibration(), {})
     assert stages(flow) == ["explore"] * 4 + ["select", "gather", "finetune", "assess"]
 
 
 def test_the_first_cycle_seeds_as_well(campaign, pretrained):
-    assert stages(CycleMaker(campaign).make(0, pretrained, {})).count("seed") == 1
+    assert stages(CycleMaker(campaign).make(0, pretrained, Calibration(), {})).count("seed") == 1
 
 
 def test_every_stage_waits_for_the_one_before(campaign, tuned):
-    flow = CycleMaker(campaign).make(1, tuned, {})
+    flow = CycleMaker(campaign).make(1, tuned, Calibration(), {})
     by_stage = {job.metadata["stage"]: job for job in flow.jobs}
     walkers = {job.uuid for job in flow.jobs if job.metadata["stage"] == "explore"}
     assert set(by_stage["select"].input_uuids) == walkers
@@ -62,7 +62,7 @@ def test_walkers_run_with_the_weights_of_the_incumbent_and_continue_where_they_s
     campaign, tuned
 ):
     previous = {f"explore/{i}": f"walker-{i}" for i in range(4)}
-    flow = CycleMaker(campaign).make(2, tuned, previous)
+    flow = CycleMaker(campaign).make(2, tuned, Calibration(), previous)
     third = flow.jobs[2]
     assert third.function_kwargs["weights"] == OutputReference("weights-uuid").blob
     assert third.function_kwargs["checkpoint"].uuid == "walker-2"
@@ -70,33 +70,35 @@ def test_walkers_run_with_the_weights_of_the_incumbent_and_continue_where_they_s
 
 
 def test_walkers_have_seeds_of_their_own(campaign, tuned):
-    flow = CycleMaker(campaign).make(1, tuned, {})
+    flow = CycleMaker(campaign).make(1, tuned, Calibration(), {})
     seeds = [j.function_kwargs["seed"] for j in flow.jobs if j.metadata["stage"] == "explore"]
     assert len(set(seeds)) == 4
 
 
 def test_the_campaign_name_changes_no_seed(campaign, tuned):
     def arguments(name):
-        flow = CycleMaker(campaign.model_copy(update={"name": name})).make(1, tuned, {})
+        flow = CycleMaker(campaign.model_copy(update={"name": name})).make(
+            1, tuned, Calibration(), {}
+        )
         return [j.function_kwargs["seed"] for j in flow.jobs if j.metadata["stage"] == "explore"]
 
     assert arguments("one") == arguments("two")
 
 
 def test_jobs_carry_campaign_cycle_kind_and_stage(campaign, tuned):
-    for job in CycleMaker(campaign).make(3, tuned, {}).jobs:
+    for job in CycleMaker(campaign).make(3, tuned, Calibration(), {}).jobs:
         assert {"campaign": "licl", "cycle": 3, "kind": "cycle"}.items() <= job.metadata.items()
 
 
 def test_outputs_name_every_job_that_a_later_cycle_needs(campaign, tuned):
-    flow = CycleMaker(campaign).make(1, tuned, {})
+    flow = CycleMaker(campaign).make(1, tuned, Calibration(), {})
     names = outputs(flow)
     assert {f"explore/{i}" for i in range(4)} | {"finetune"} <= names.keys()
     assert names["finetune"] == next(j.uuid for j in flow.jobs if j.metadata["stage"] == "finetune")
 
 
 def test_production_runs_then_audits_then_compares_all_models(campaign, pretrained, tuned):
-    flow = ProductionMaker(campaign).make(4, tuned, [pretrained, tuned])
+    flow = ProductionMaker(campaign).make(4, tuned, Calibration(), [pretrained, tuned])
     assert stages(flow) == ["produce", "audit", "gather", "evaluate", "conclude"]
     compared = flow.jobs[3].function_kwargs["models"]
     assert [model["model_id"] for model in compared] == ["chgnet-0.3.0", "licl-c0-1234"]
@@ -106,5 +108,5 @@ def test_production_runs_then_audits_then_compares_all_models(campaign, pretrain
 def test_making_a_flow_leaves_the_maker_as_it_was(campaign, tuned):
     maker = CycleMaker(campaign)
     before = maker.as_dict()
-    maker.make(1, tuned, {})
+    maker.make(1, tuned, Calibration(), {})
     assert maker.as_dict() == before

@@ -12,7 +12,7 @@ from otf_workflows.types import CycleState, Decision, Stage
 
 if TYPE_CHECKING:
     from otf_workflows.campaign import Campaign
-    from otf_workflows.schemas import CycleDocument, TrainingResult
+    from otf_workflows.schemas import Calibration, CycleDocument, TrainingResult
     from otf_workflows.store import Store
 
 
@@ -24,6 +24,7 @@ def assess(
     campaign: Campaign,
     cycle: int,
     incumbent_id: str,
+    calibration: Calibration,
     weights_uuid: str,
 ) -> Verdict:
     """Judge the challenger, decide what follows, and close the cycle in the database.
@@ -36,8 +37,8 @@ def assess(
         Labels that were wanted and are not there.
     campaign, cycle
         Rules; and which cycle this is.
-    incumbent_id
-        The model to beat.
+    incumbent_id, calibration
+        The model to beat, and how its uncertainty was read.
     weights_uuid
         jobflow output that holds the challenger's weights.
     """
@@ -62,7 +63,7 @@ def assess(
                 ),
             ],
         )
-        _close(store, campaign, cycle, verdict)
+        _close(store, campaign, cycle, verdict, calibration)
         return verdict
 
     promoted, reasons = judge_challenger(training.errors, arrays=training.evaluation)
@@ -76,7 +77,6 @@ def assess(
         reasons=reasons,
         weights_uuid=weights_uuid,
     )
-    store.set_model(incumbent_id, fresh_coverage=training.fresh_coverage)
     store.set_cycle(
         campaign.name,
         cycle,
@@ -84,15 +84,33 @@ def assess(
         fresh_coverage=training.fresh_coverage,
         challenger_id=training.model_id,
     )
+    checked, honesty = _recheck(calibration, training)
     decision, outlook = _decide(store, campaign, cycle, promoted=promoted)
     verdict = Verdict(
         promoted=promoted,
         incumbent_id=chosen,
         decision=decision,
-        sentences=[*reasons, *outlook],
+        sentences=[*reasons, honesty, *outlook],
     )
-    _close(store, campaign, cycle, verdict)
+    _close(store, campaign, cycle, verdict, training.calibration if promoted else checked)
     return verdict
+
+
+def _recheck(calibration: Calibration, training: TrainingResult) -> tuple[Calibration, str]:
+    """Hold the incumbent's uncertainty against the labels it led to, before anyone learned them.
+
+    An uncalibrated one (cold start) is calibrated here, if it stays.
+    """
+    from otf_workflows.calibration import check_drift, conformal_factor
+
+    fresh = training.evaluation.get("incumbent/fresh")
+    if not fresh:
+        return calibration, "No fresh labels: the uncertainty was not checked."
+    pairs = fresh["worst_error_eV_A"], fresh["worst_sigma_eV_A"]
+    if calibration.n:
+        return check_drift(calibration, *pairs)
+    first = conformal_factor(*pairs)
+    return first, f"The incumbent's uncertainty was not calibrated; {first.n} labels now say how."
 
 
 def _keep_model(
@@ -167,13 +185,15 @@ def _evidence(document: CycleDocument, *, promoted: bool | None) -> dict[str, An
         "cycle": document.cycle,
         "audit": document.errors.get(f"{winner}/audit"),
         "fraction_above": n_above / n_checked if n_checked else None,
-        "calibrated": document.incumbent_calibrated,
+        "calibrated": document.calibration.n > 0,
         "promoted": promoted,
     }
 
 
-def _close(store: Store, campaign: Campaign, cycle: int, verdict: Verdict) -> None:
-    store.set_campaign(campaign.name, incumbent_id=verdict.incumbent_id)
+def _close(
+    store: Store, campaign: Campaign, cycle: int, verdict: Verdict, calibration: Calibration
+) -> None:
+    store.set_campaign(campaign.name, incumbent_id=verdict.incumbent_id, calibration=calibration)
     store.set_cycle(campaign.name, cycle, verdict=verdict, state=CycleState.DONE, finished=now())
     store.event(
         f"cycle {cycle} closed: {verdict.decision}",

@@ -125,21 +125,15 @@ def _models(
 
 def _coverage(unseen: Any, calibration: Calibration) -> dict[str, float]:
     """Return how honest the incumbent's uncertainty was on labels it had not seen."""
-    from otf_workflows.calibration import auroc_worst, coverage, spearman
+    from otf_workflows.calibration import report
 
     if unseen is None:
         return {}
-    errors = np.array(unseen.arrays["worst_error_eV_A"])
-    sigmas = np.array(unseen.arrays["worst_sigma_eV_A"])
-    forces = np.array(
-        [np.linalg.norm(np.array(f), axis=1).max() for f in unseen.arrays["force_predicted"]]
+    arrays = unseen.arrays
+    return report(
+        arrays["worst_error_eV_A"],
+        arrays["worst_sigma_eV_A"],
+        [np.linalg.norm(np.array(forces), axis=1).max() for forces in arrays["force_predicted"]],
+        factor=calibration.factor,
+        nominal=calibration.nominal,
     )
-    return {
-        "n": float(len(errors)),
-        "nominal": calibration.nominal,
-        "coverage": coverage(errors, sigmas, calibration.factor),
-        "spearman": spearman(errors, sigmas),
-        "spearman_baseline_force": spearman(errors, forces),
-        "auroc_worst": auroc_worst(errors, sigmas),
-        "auroc_worst_baseline_force": auroc_worst(errors, forces),
-    }

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from jobflow import Response
 
-    from otf_workflows.campaign import Campaign
+    from otf_workflows.campaign import Campaign, Production
     from otf_workflows.exploration import ProductionRun
-    from otf_workflows.schemas import Batch, Calibration, Frame
+    from otf_workflows.schemas import Batch, Calibration, Frame, Origin
 
 
 @otf_job(Stage.PRODUCE)
@@ -27,24 +27,30 @@ def produce(
     start: Frame,
     *,
     campaign: Campaign,
+    rules: Production,
     weights: str | None,
     calibration: Calibration,
+    origin: Origin,
 ) -> ProductionRun:
     """Run the long MD with the promoted model, and a short one whose frames DFT can check."""
     from otf_workflows.exploration import run_production
 
-    if campaign.production is None:  # the final workflow is only emitted with a production section
-        msg = "the campaign has no production section"
-        raise ValueError(msg)
+    explored = campaign.exploration
     scratch = scratch_folder()
     run = run_production(
         start,
         load_model(campaign.potential, weights),
-        rules=campaign.production,
+        rules=rules,
         tolerance_eV_A=campaign.tolerance_eV_A,
         calibration_factor=calibration.factor,
         seed=campaign.seed,
-        n_audit=campaign.production.audit_labels,
+        n_audit=rules.audit_labels,
+        model_id=origin.model_id or campaign.potential,
+        origin=origin,
+        audit_supercell=explored.supercell,
+        friction_per_fs=explored.friction_per_fs,
+        min_distance_ratio=explored.min_distance_ratio,
+        max_volume_ratio=explored.max_volume_ratio,
         scratch=scratch,
     )
     shutil.rmtree(scratch, ignore_errors=True)
@@ -120,32 +126,28 @@ def conclude(
     verdict: dict[str, Any],
     *,
     campaign: Campaign,
+    rules: Production,
     cycle: int,
-    model_id: str,
     trajectory_uuid: str,
 ) -> dict[str, Any]:
     """Write the property with its conditions and its error bars, and close the cycle."""
     from otf_workflows.analysis import mean_square_displacement, radial_distribution
-    from otf_workflows.exploration import decode_trajectory
     from otf_workflows.store import current_store
 
     store = current_store()
-    rules = campaign.production
-    if rules is None:
-        msg = "the campaign has no production section"
-        raise ValueError(msg)
-    frames = decode_trajectory(run.blob["trajectory"])[run.n_equilibration_frames :]
-    species = sorted(set(frames[0].get_chemical_symbols()))
-    dt_fs = rules.timestep_fs * rules.sample_every
-    r_max = 0.49 * min(np.linalg.norm(frames[0].cell.array, axis=1))
+    frames = run.frames()
+    cell_A = frames[0].cell.array
     values = {
-        "rdf": radial_distribution(frames, r_max_A=float(min(r_max, 8.0))),
-        "msd": {s: mean_square_displacement(frames, dt_fs=dt_fs, species=s) for s in species},
+        # Beyond half the shortest lattice vector the images of an atom are correlated with it.
+        "rdf": radial_distribution(
+            frames, r_max_A=min(0.5 * float(np.linalg.norm(cell_A, axis=1).min()), 8.0)
+        ),
+        "msd": mean_square_displacement(frames, dt_fs=rules.timestep_fs * rules.sample_every),
         **run.summary(),
     }
     document = PropertyDocument(
         campaign=campaign.name,
-        model_id=model_id,
+        model_id=run.model_id,
         kind="production",
         conditions={
             "ensemble": "NVT (Langevin)",
@@ -153,7 +155,7 @@ def conclude(
             "timestep_fs": rules.timestep_fs,
             "sample_every": rules.sample_every,
             "n_atoms": len(frames[0]),
-            "cell_A": frames[0].cell.array.tolist(),
+            "cell_A": cell_A.tolist(),
             "supercell": list(rules.supercell),
         },
         values=_jsonable(values),
@@ -165,7 +167,7 @@ def conclude(
         campaign.name, cycle, errors=verdict["errors"], state=CycleState.DONE, finished=now()
     )
     store.event("production finished", campaign=campaign.name, cycle=cycle)
-    return {"model_id": model_id, "n_steps": run.n_steps}
+    return {"model_id": run.model_id, "n_steps_run": run.n_steps_run}
 
 
 def _jsonable(value: Any) -> Any:

@@ -231,7 +231,7 @@ class _Author:
                 cycle=cycle,
                 state=CycleState.DONE,
                 incumbent_id=self.models[before],
-                incumbent_calibrated=before > 0,
+                calibration=Calibration(n=10 * before),
                 stages=stages,
                 walkers=[
                     w.model_dump(mode="json", exclude={"candidates", "pool", "blob"})
@@ -464,7 +464,7 @@ class _Author:
                 kind="production",
                 state=CycleState.DONE,
                 incumbent_id=self.incumbent,
-                incumbent_calibrated=True,
+                calibration=Calibration(n=20),
                 stages=stages,
                 errors=errors,
                 created=opened,
