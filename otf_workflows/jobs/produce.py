@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otf_workflows.errors import OtfError
 from otf_workflows.jobs import load_model, otf_job, scratch_folder
 from otf_workflows.schemas import PropertyDocument, Selection, now
 from otf_workflows.types import CycleState, LabelState, Purpose, Split, Stage
@@ -136,6 +137,12 @@ def conclude(
 
     store = current_store()
     frames = run.frames()
+    if not frames:
+        raise OtfError(
+            f"the production run ended during its equilibration: {run.stop_message}",
+            where=f"model '{run.model_id}', {run.n_steps_run} of {run.n_steps} steps",
+            hint="explore at this temperature first: exploration.temperatures_K",
+        )
     cell_A = frames[0].cell.array
     values = {
         # Beyond half the shortest lattice vector the images of an atom are correlated with it.

@@ -109,8 +109,11 @@ def choose(
     audited = set(rng.choice(len(pool), size=n_audit, replace=False).tolist()) if n_audit else set()
     audits = [pool[i].model_copy(update={"purpose": Purpose.AUDIT}) for i in sorted(audited)]
 
-    # A trusted frame of the pool may still be chosen when too few are uncertain.
-    met += [frame for i, frame in enumerate(pool) if i not in audited]
+    # A frame may be in the pool and a candidate; what judges is never trained on. A trusted frame
+    # of the pool may still be chosen when too few are uncertain.
+    rest = [*met, *(frame for i, frame in enumerate(pool) if i not in audited)]
+    taken = {_place(frame) for frame in audits}
+    met = list({_place(frame): frame for frame in rest if _place(frame) not in taken}.values())
     n_seeds = min(len(seeded), allowance - n_audit)
     n_free = min(rules.labels_per_cycle - n_seeds, allowance - n_audit - n_seeds)
     outcome = select_frames(
@@ -133,6 +136,11 @@ def choose(
         "sentences": [sentence, *outcome.sentences] if sentence else list(outcome.sentences),
     }
     return [*audits, *seeded[:n_seeds], *picked], numbers
+
+
+def _place(frame: Frame) -> tuple[int | None, int | None]:
+    """Return where a frame was met: walker and step."""
+    return frame.origin.walker, frame.origin.step
 
 
 def _physical(frames: Sequence[Frame], *, campaign: Campaign) -> tuple[list[Frame], int]:
