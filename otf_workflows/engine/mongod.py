@@ -26,7 +26,7 @@ from urllib.parse import quote
 from otf_workflows.connection import Address
 from otf_workflows.engine.host import (
     accepts,
-    find_mongod,
+    find_binary,
     free_port,
     is_free,
     larger_than,
@@ -138,6 +138,10 @@ class EmbeddedMongod:
             embedded=True,
         )
 
+    def is_running(self) -> bool:
+        """Tell whether the server's process lives."""
+        return self._find() is not None
+
     def status(self) -> MongodStatus:
         """Return whether the server runs, and where; changes nothing."""
         process = self._find()
@@ -170,7 +174,7 @@ class EmbeddedMongod:
             if self._find() is not None:
                 self._wait_for_login()
                 return False
-            binary = find_mongod()
+            binary = find_binary()
             data = private_folder(self.folder / "data")
             self._refuse_full_disk()
             if not self._note().get("users_made"):

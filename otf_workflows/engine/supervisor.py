@@ -152,6 +152,7 @@ class Supervisor:
                 self._mongod.start()
             self._recover()
         except BaseException:
+            self._stop_database()
             self._release_lock()
             raise
         self._thread.start()
@@ -167,9 +168,12 @@ class Supervisor:
             logger.warning("The last look at the database failed: %s", error.what)
         if self._engine is not None:
             self._engine.close()
+        self._stop_database()
+        self._release_lock()
+
+    def _stop_database(self) -> None:
         if self._mongod is not None and not self.keep_database:
             self._mongod.stop()
-        self._release_lock()
 
     # Watching
 
@@ -188,7 +192,7 @@ class Supervisor:
             self._stopping.wait(LOOK_S)
 
     def _look_after_database(self) -> None:
-        if self._mongod is not None and not self._mongod.status().running:
+        if self._mongod is not None and not self._mongod.is_running():
             logger.warning("The embedded database is gone; it is started again.")
             self._mongod.start()
 

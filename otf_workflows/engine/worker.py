@@ -36,6 +36,8 @@ logger = logging.getLogger("otf_workflows.engine.worker")  # also when run as a 
 
 IDLE_S = 0.5
 """Pause between two looks at an empty queue (s)."""
+AFTER_ERROR_S = 3.0
+"""Pause after an error outside of a job, of the database for instance (s)."""
 PATIENCE_S = 120.0
 """How long a worker waits for a database that is being restarted (s)."""
 LEAVE_S = 15.0
@@ -70,6 +72,7 @@ class Worker:
         self.reconcile = reconcile
         self.stopping = threading.Event()
         self.at_rest = threading.Event()
+        self._uncertain = False
         self._recovered = time.monotonic()
 
     def run(self, *, max_idle_s: float | None = None) -> int:
@@ -88,25 +91,33 @@ class Worker:
         jobs, idle_since = 0, time.monotonic()
         while not self.stopping.is_set():
             self.at_rest.clear()
-            try:
-                ran = self.run_one()
-                if self.role is Role.CONTROL:
-                    self._control(busy=ran)
-            except OtfError as error:
-                logger.error("Worker %s: %s", self.name, error.what)  # noqa: TRY400
-                ran = False
-            except Exception:
-                logger.exception("Worker %s met an unexpected error and goes on.", self.name)
-                ran = False
-                self.stopping.wait(5.0)
+            ran = self._turn()
             self.at_rest.set()
             if ran:
-                jobs, idle_since = jobs + 1, time.monotonic()
-                continue
+                jobs += 1
+            if ran is not False:
+                idle_since = time.monotonic()
             if max_idle_s is not None and time.monotonic() - idle_since > max_idle_s:
                 break
-            self.stopping.wait(IDLE_S)
+            if not ran:
+                self.stopping.wait(IDLE_S if ran is False else AFTER_ERROR_S)
         return jobs
+
+    def _turn(self) -> bool | None:
+        """Run one job and what follows from it; return None if that went wrong."""
+        try:
+            self._give_up_what_was_interrupted()
+            ran = self.run_one()
+            if self.role is Role.CONTROL:
+                self._control(busy=ran)
+        except OtfError as error:
+            logger.error("Worker %s: %s", self.name, error.what)  # noqa: TRY400
+        except Exception:
+            logger.exception("Worker %s met an unexpected error and goes on.", self.name)
+        else:
+            return ran
+        self._uncertain = True
+        return None
 
     def run_one(self) -> bool:
         """Run the next job of our role; return False if there was none."""
@@ -148,6 +159,17 @@ class Worker:
         if launch is None or not put_back(pad, launch["fw_id"], launch["launch_id"]):
             return None
         return f"Job {launch['fw_id']} was put back by {self.name}."
+
+    def _give_up_what_was_interrupted(self) -> None:
+        """Put a job back whose end could not be written down, as while the database was away.
+
+        Everybody else takes it for running, for this process lives.
+        """
+        if self._uncertain:
+            sentence = self.put_back()
+            if sentence:
+                logger.warning(sentence)
+            self._uncertain = False
 
     def _control(self, *, busy: bool) -> None:
         """Bring campaigns forward; now and then look after what other workers lost."""

@@ -26,6 +26,12 @@ def report(*_after: Any) -> dict[str, Any]:
     }
 
 
+@job
+def shout(text: str) -> None:
+    """Print a text, as chatty libraries do."""
+    sys.stdout.write(text)
+
+
 @job(data=["blob"])
 def report_with_blob(n: int) -> dict[str, Any]:
     """Return ``n`` numbers as a large part."""

@@ -203,7 +203,7 @@ def test_the_program_on_the_path_is_found(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert host.find_mongod() == program
+    assert host.find_binary() == program
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_a_server_that_ends_at_once_is_explained(last_words, message, tmp_path, 
     program = tmp_path / "fake-mongod"
     program.write_text(f"#!/bin/sh\necho '{last_words}'\nexit 14\n")
     program.chmod(0o755)
-    monkeypatch.setattr(module, "find_mongod", lambda: program)
+    monkeypatch.setattr(module, "find_binary", lambda: program)
     with pytest.raises(ConfigurationError, match=message):
         EmbeddedMongod(tmp_path).start()
 
