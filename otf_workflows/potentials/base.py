@@ -69,6 +69,16 @@ class Potential(Protocol):
     def features(self, structures: Sequence[Atoms]) -> np.ndarray:
         """Return structure-mean latent features, shape (n_structures, d)."""
 
+    def fit_uncertainty(
+        self,
+        structures: Sequence[Atoms],
+        forces_eV_A: Sequence[np.ndarray],
+        *,
+        n_heads: int = 8,
+        seed: int,
+    ) -> Potential:
+        """Return a copy whose uncertainty is fitted to these labels; this one stays as it is."""
+
     def calculator(self) -> Calculator:
         """Return a fast ASE calculator (energy, forces, stress)."""
 

@@ -20,6 +20,8 @@ from torch.nn.functional import linear
 from otf_workflows.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from chgnet.model import CHGNet
     from chgnet.model.composition_model import AtomRef
     from torch import Tensor, nn
@@ -164,8 +166,9 @@ def forward(model: CHGNet, graph: Graph, vectors_A: Tensor) -> Output:
         weights=atom_weights,
     )
     features = atom_feas if model.readout_norm is None else model.readout_norm(atom_feas)
-    hidden = model.mlp.layers[:-1](features)
-    return Output(model.mlp.layers[-1](hidden)[:, 0], features, hidden)
+    *before, last = model.mlp.layers
+    hidden = _apply(before, features)
+    return Output(last(hidden)[:, 0], features, hidden)
 
 
 def reference_energies_eV(model: CHGNet, graph: Graph) -> Tensor:
@@ -256,17 +259,25 @@ def _first_linear(gate: Any, widths: list[int]) -> tuple[Tensor, ...]:
     return *weight.split(widths, dim=1), torch.cat([core_layer.bias, gate_layer.bias])
 
 
-def _split(layers: nn.Sequential) -> tuple[nn.Linear, nn.Sequential]:
+def _split(layers: nn.Sequential) -> tuple[nn.Linear, list[nn.Module]]:
     """Return the first linear layer, and all that follows it."""
-    first = next(k for k, layer in enumerate(layers) if isinstance(layer, torch.nn.Linear))
-    return cast("nn.Linear", layers[first]), cast("nn.Sequential", layers[first + 1 :])
+    # a slice of an nn.Sequential would build a new module at every step
+    listed = list(layers)
+    first = next(k for k, layer in enumerate(listed) if isinstance(layer, torch.nn.Linear))
+    return cast("nn.Linear", listed[first]), listed[first + 1 :]
+
+
+def _apply(layers: Iterable[nn.Module], rows: Tensor) -> Tensor:
+    for layer in layers:
+        rows = layer(rows)
+    return rows
 
 
 def _gate(gate: Any, rows: Tensor) -> Tensor:
     """Return core times gate, from the output of their first linear layers."""
     core, opening = rows.chunk(2, dim=-1)
-    core = _split(gate.mlp_core.layers)[1](core)
-    opening = _split(gate.mlp_gate.layers)[1](opening)
+    core = _apply(_split(gate.mlp_core.layers)[1], core)
+    opening = _apply(_split(gate.mlp_gate.layers)[1], opening)
     if gate.norm is not None:
         core, opening = gate.bn1(core), gate.bn2(opening)
     return gate.activation(core) * gate.sigmoid(opening)
