@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
-from otf_workflows.engine.base import ROLE_OF_STAGE, JobRecord, JobState
+from otf_workflows.engine.base import JobRecord, JobState
 from otf_workflows.schemas import CampaignDocument, CycleDocument, ErrorStatistics, now
 from otf_workflows.types import CampaignState, CycleState, LabelState, Role, Stage
 
@@ -50,6 +50,7 @@ class StageProgress(BaseModel):
     n_running: int = 0
     n_failed: int = 0
     n_ready: int = Field(0, description="Could run now, if a worker were free.")
+    role: Role = Field(Role.CONTROL, description="Workers that run it.")
     seconds: float | None = Field(None, description="From the first start to now or the end (s).")
 
     @property
@@ -164,7 +165,8 @@ def estimate_remaining(work: Workload) -> Estimate:
             f"{work.dft_workers} at once"
         )
     here = {stage: _stage_seconds(stage, work, label_s) for stage in work.to_come}
-    stage_s = here.get(work.stage) if work.stage else None
+    timed = work.stage in {Stage.LABEL, *_ESTIMATED}
+    stage_s = here.get(work.stage) if work.stage and timed else None
     known = [here[stage] for stage in work.to_come]
     cycle_s = _cycle_seconds(work, label_s) if work.cycles_left else 0.0
     parts = [*known, None if cycle_s is None else work.cycles_left * cycle_s]
@@ -306,6 +308,7 @@ def stage_table(jobs: Iterable[JobRecord], *, when: datetime | None = None) -> l
         ends = [_aware(job.finished) for job in members if job.finished]
         row = StageProgress(
             stage=stage,
+            role=members[0].role,
             n_jobs=len(members),
             n_done=sum(job.state is JobState.DONE for job in members),
             n_running=sum(job.state is JobState.RUNNING for job in members),
@@ -357,8 +360,7 @@ def _sentence(
     elif row.n_failed:
         text += " failed"
     if row.n_running == 0 and row.n_ready:
-        role = ROLE_OF_STAGE.get(row.stage, Role.CONTROL)
-        text += f" (waiting for a free {role} worker)"
+        text += f" (waiting for a free {row.role} worker)"
     return text
 
 

@@ -68,6 +68,10 @@ def test_what_was_never_measured_is_not_guessed(missing):
     assert estimate.stage_s == pytest.approx(10.0)
 
 
+def test_stages_that_take_seconds_are_not_timed():
+    assert estimate_remaining(Workload(stage=Stage.SELECT, to_come=(Stage.SELECT,))).stage_s is None
+
+
 def test_without_a_finished_label_nothing_is_said_about_labels():
     work = Workload(stage=Stage.LABEL, to_come=(Stage.LABEL,), labels_open=3)
     assert estimate_remaining(work).stage_s is None
@@ -87,7 +91,7 @@ def job(stage, state, *, started_s=None, finished_s=None, number=0):
         engine_id=number,
         name=f"{stage}",
         state=state,
-        role=Role.MD,
+        role=Role.DFT if stage is Stage.LABEL else Role.MD,
         stage=stage,
         campaign="c",
         cycle=0,

@@ -35,7 +35,13 @@ def glance_row(progress: CampaignProgress) -> list[object]:
 
 def line(progress: CampaignProgress) -> str:
     """Return one line for logs and pipes."""
-    parts = [progress.sentence, labels_words(progress)]
+    from otf_workflows.progress import present_stage
+
+    now = progress.sentence
+    row = present_stage(progress.stages)
+    if row is not None and row.seconds is not None and not progress.state.terminal:
+        now += f", for {output.duration(row.seconds)}"
+    parts = [now, labels_words(progress)]
     if not progress.state.terminal:
         parts.append(remaining(progress))
     return " | ".join(part for part in parts if part)
