@@ -60,14 +60,17 @@ def report_data(store: Store, campaign: str) -> ReportData:
     models = _models(store, document)
     productions = [p for p in store.properties(campaign) if p.kind == "production"]
     evidence = Evidence(store, document, cycles, models, labels)
-    written = now()
+    written, events = now(), store.events(campaign)
+    ended = document.finished
+    if ended is None and document.state.terminal and events:
+        ended = events[0].when
     spent = costs(
         campaign,
         labels=labels,
         cycles=cycles,
         productions=productions,
         started=document.created,
-        ended=document.finished or written,
+        ended=ended or written,
     )
     headline = evidence.headline()
     production = production_summary(productions, evidence)
@@ -77,7 +80,7 @@ def report_data(store: Store, campaign: str) -> ReportData:
         outcome=document.outcome,
         reason=document.reason,
         started=document.created,
-        finished=document.finished,
+        finished=ended,
         written=written,
         material=words.material(Frame.model_validate(file["structure"])),
         potential=file["potential"],
@@ -100,7 +103,7 @@ def report_data(store: Store, campaign: str) -> ReportData:
         models=[_model(store, model, document) for model in models],
         coverage=evidence.coverage(),
         production=production,
-        decisions=_decisions(store.events(campaign), cycles),
+        decisions=_decisions(events, cycles),
         conditions=_conditions(document, headline, spent, has_production=production is not None),
         settings=file,
         versions=_versions(store, document, models),
@@ -225,9 +228,9 @@ def _decisions(events: Sequence[Event], cycles: Sequence[CycleDocument]) -> list
         reasons = event.details.get("sentences") or []
         if reasons and event.cycle is not None:
             told.add(event.cycle)
-        what = event.what[:1].upper() + event.what[1:]
-        what += "" if what.endswith((".", "!", "?")) else "."
-        log.append(Occurrence(when=event.when, cycle=event.cycle, sentences=[what, *reasons]))
+        said = [event.what, *reasons, str(event.details.get("reason") or "")]
+        sentences = [words.sentence(text) for text in said if text]
+        log.append(Occurrence(when=event.when, cycle=event.cycle, sentences=sentences))
     for cycle in cycles:
         if cycle.verdict and cycle.finished and cycle.cycle not in told:
             sentences = [f"Cycle {cycle.cycle} closed.", *cycle.verdict.sentences]
@@ -250,6 +253,10 @@ def _conditions(
         "compositions, defects, surfaces and temperatures outside that range were not tested.",
         "Errors are against the level of theory named above, not against experiment.",
     ]
+    if file["labels"].get("code") == "ase":
+        sentences.append(
+            "Labels come from a calculator of ASE: what this page calls DFT is that calculator."
+        )
     if not file["labels"].get("use_stress", True):
         sentences.append("Stress was not trained on: do not use the potential at varying volume.")
     if errors.final is not None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 NOMINAL = 0.9
 """Coverage that calibration aims at, where a model does not say."""
+MIN_RANKED = 5
+"""A rank correlation of fewer frames says nothing."""
 
 
 class Evidence:
@@ -144,6 +146,8 @@ class Evidence:
         """Return how honest the calibrated uncertainty was; None if nothing tested it."""
         from scipy.stats import binomtest
 
+        from otf_workflows.calibration import spearman
+
         points = [point for point in self.uncertainty() if point.calibrated]
         if not points:
             return None
@@ -160,8 +164,8 @@ class Evidence:
             measured=covered / len(points),
             low=float(low),
             high=float(high),
-            spearman=_spearman(sigma, error),
-            spearman_force=_spearman(force, error),
+            spearman=spearman(error, sigma) if len(points) >= MIN_RANKED else None,
+            spearman_force=spearman(error, force) if len(points) >= MIN_RANKED else None,
         )
 
     def _points(
@@ -252,12 +256,3 @@ class Evidence:
 
 def _root_mean(squares: list[float]) -> float:
     return float(np.sqrt(np.mean(squares)))
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return the rank correlation, or None where it says nothing."""
-    from scipy.stats import spearmanr
-
-    if len(a) < 5 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(spearmanr(a, b).statistic)

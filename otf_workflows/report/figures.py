@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 MAX_VECTOR_POINTS = 500
 """Scatter plots with more points are pixels, so that the page stays small."""
 MAX_LINE_POINTS = 250
+MIN_ENERGIES = 4
+"""With fewer, little is left of energies once their mean is removed."""
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 
 
@@ -86,9 +88,14 @@ def force_parity(
         )
 
 
-def energy_parity(before: ParityTable | None, after: ParityTable | None) -> str | None:
-    """Return predicted against DFT energies per atom, the mean offset of each model removed."""
-    if before is None or after is None or len(after.keys) < 2:
+def energy_parity(
+    before: ParityTable | None, after: ParityTable | None, *, ended: bool
+) -> str | None:
+    """Return predicted against DFT energies per atom, the mean offset of each model removed.
+
+    ``ended`` decides whether the second model is called the final one.
+    """
+    if before is None or after is None or len(after.keys) < MIN_ENERGIES:
         return None
     same = before.model_id == after.model_id
     tables = [(after, FINAL, "o")] if same else [(before, PRETRAINED, "s"), (after, FINAL, "o")]
@@ -101,7 +108,7 @@ def energy_parity(before: ParityTable | None, after: ParityTable | None) -> str 
             x, y = dft - dft.mean(), predicted - predicted.mean()
             mae = float(np.abs(x - y).mean())
             reach = max(reach, float(np.abs([x, y]).max()))
-            name = "final" if table is after else "pretrained"
+            name = ("final" if ended else "in use") if table is after and not same else "pretrained"
             axes.scatter(
                 x,
                 y,
@@ -133,9 +140,9 @@ def learning_curve(cycles: Sequence[CycleSummary], *, tolerance_eV_A: float) -> 
     with drawing(360, 300) as figure:
         axes = figure.add_subplot()
         series = (
-            ("pretrained/audit", "pretrained, audit", PRETRAINED, "s", -0.12),
+            ("pretrained/audit", "pretrained, audit", PRETRAINED, "s", -0.1),
             ("challenger/audit", "new model, audit", FINAL, "o", 0.0),
-            ("incumbent/fresh", "model in use, fresh", GOOD, "^", 0.12),
+            ("incumbent/fresh", "model in use, fresh", GOOD, "^", 0.1),
         )
         for key, name, colour, marker, shift in series:
             rows = [(c.cycle + shift, c.errors[key]) for c in judged if key in c.errors]
@@ -178,7 +185,7 @@ def learning_curve(cycles: Sequence[CycleSummary], *, tolerance_eV_A: float) -> 
         )
         axes.set(xlabel="cycle (labels learned from)", ylabel="force RMSE (eV/Å)")
         axes.set_ylim(0, None)
-        axes.set_xlim(judged[0].cycle - 0.4, judged[-1].cycle + 0.4)
+        axes.set_xlim(judged[0].cycle - 0.5, judged[-1].cycle + 0.5)
         axes.grid(visible=False, axis="x")
         _legend(axes, 2)
         return inline_svg(figure, name="learning", alt="Force error over the cycles")
@@ -287,6 +294,7 @@ def walker_uncertainty(
         )
         _plain_log(axes)
         axes.margins(x=0.02)
+        axes.locator_params(axis="x", nbins=6)
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=min(len(seen), 3))
         return inline_svg(figure, name=f"walkers-{cycle}", alt=f"Uncertainty in cycle {cycle}")
 
@@ -378,10 +386,11 @@ def force_limit(*tables: ParityTable | None) -> float:
 
 
 def sigma_limits(segments: Sequence[WalkerSegment], tolerance_eV_A: float) -> tuple[float, float]:
-    """Return limits (eV/Å) that hold the uncertainties of all walkers and the tolerance."""
+    """Return limits (eV/Å) of the uncertainties of all walkers; tiny ones are cut off."""
     values = [s for segment in segments for s in segment.sigmas_eV_A if s > 0]
     values.append(tolerance_eV_A)
-    return 0.8 * min(values), 1.25 * max(values)
+    # A walker that starts from the perfect crystal begins near zero, which no log axis needs.
+    return max(0.8 * min(values), tolerance_eV_A / 10), 1.25 * max(values)
 
 
 def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, *, colour: str) -> None:

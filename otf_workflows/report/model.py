@@ -229,7 +229,7 @@ class ReportData(Document):
     outcome: CampaignState | None
     reason: str
     started: datetime
-    finished: datetime | None
+    finished: datetime | None = Field(description="End, or the last event of one that failed.")
     written: datetime
     material: Material
     potential: str

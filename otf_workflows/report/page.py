@@ -116,6 +116,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "core_hours": words.core_hours,
         "count": words.count,
         "duration": words.duration,
         "interval": words.interval,
@@ -147,7 +148,7 @@ def _figures(data: ReportData) -> dict[str, str | None]:
         )
         if changed
         else None,
-        "energies": figures.energy_parity(curves.before, curves.after),
+        "energies": figures.energy_parity(curves.before, curves.after, ended=bool(data.finished)),
         "learning": figures.learning_curve(data.cycles, tolerance_eV_A=data.tolerance_eV_A),
         "sigma": figures.uncertainty_against_error(curves.uncertainty, data.coverage),
         "production_sigma": figures.production_uncertainty(

@@ -14,6 +14,7 @@ CODES = {
     "cp2k": "CP2K",
     "gpaw": "GPAW",
     "abinit": "ABINIT",
+    "ase": "ASE calculator",
 }
 UNITS = {
     "eV_A3": "eV/Å³",
@@ -65,6 +66,16 @@ def interval(errors: ErrorStatistics) -> str:
         f"{errors.force_rmse_eV_A:.3f} "
         f"({errors.force_rmse_low_eV_A:.3f} to {errors.force_rmse_high_eV_A:.3f}) eV/Å"
     )
+
+
+def core_hours(hours: float) -> str:
+    """Return core-hours with two digits that mean something."""
+    return f"{hours:.2f}" if hours >= 0.095 or hours == 0 else f"{hours:.2g}"
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital in front and a full stop behind."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "`")) else ".")
 
 
 def listing(items: list[str]) -> str:

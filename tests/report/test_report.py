@@ -241,6 +241,34 @@ def test_a_rejected_newest_model_does_not_become_the_headline(store):
         store.set_campaign("running", incumbent_id=campaign.incumbent_id)
 
 
+def test_a_failed_campaign_is_over_and_says_why(store):
+    try:
+        store.set_campaign("running", state=CampaignState.FAILED, reason="the disk is full")
+        data = report_data(store, "running")
+        page = Page(render(data))
+        assert data.finished == store.events("running")[0].when
+        assert "The disk is full" in page.text
+        assert "campaign is not over" not in page.text
+        assert "There was no production run" in page.text
+    finally:
+        store.set_campaign("running", state=CampaignState.RUNNING, reason="")
+
+
+def test_walkers_that_were_always_rewound_are_not_called_idle(store):
+    walkers = store.cycles("running")[0].walkers
+    rewound = [walker | {"n_steps": 0} for walker in walkers]
+    both = [store.cycles("running")[i].walkers for i in (0, 1)]
+    try:
+        for cycle in (0, 1):
+            store.set_cycle("running", cycle, walkers=rewound)
+        html = render(report_data(store, "running"))
+        assert "MD steps so far were rewound" in html
+        assert "No MD step has been finished" not in html
+    finally:
+        for cycle, kept in enumerate(both):
+            store.set_cycle("running", cycle, walkers=kept)
+
+
 def test_text_of_users_and_programs_is_escaped(store):
     data = report_data(store, "running")
     nasty = "<img src=x onerror=alert(1)> & 'more'"

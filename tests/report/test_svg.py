@@ -4,8 +4,14 @@ import re
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import pytest
 
-from otf_workflows.report.figures import MAX_LINE_POINTS, force_parity, walker_uncertainty
+from otf_workflows.report.figures import (
+    MAX_LINE_POINTS,
+    force_parity,
+    sigma_limits,
+    walker_uncertainty,
+)
 from otf_workflows.report.model import ParityTable
 from otf_workflows.report.svg import INK
 from otf_workflows.schemas import WalkerSegment
@@ -74,6 +80,17 @@ def test_long_walkers_are_thinned_but_keep_their_peak():
     assert walker_uncertainty(
         [segment], cycle=0, tolerance_eV_A=0.1, timestep_fs=2.0, limits_eV_A=(0.01, 4.0)
     )
+
+
+def test_a_perfect_crystal_at_the_start_does_not_stretch_the_axis():
+    segment = WalkerSegment(
+        walker=0, temperature_K=300, model_id="m", first_step=0, n_steps=10, n_steps_run=10,
+        n_checked=2, n_above=1, stop_reason=StopReason.COMPLETED, steps=[0, 10],
+        sigmas_eV_A=[1e-7, 0.4], seconds=1.0,
+    )  # fmt: skip
+    low, high = sigma_limits([segment], 0.1)
+    assert low == pytest.approx(0.01)
+    assert high == pytest.approx(0.5)
 
 
 def test_without_data_there_is_no_figure():

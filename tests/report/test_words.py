@@ -65,3 +65,16 @@ def test_a_skewed_cell_shows_its_angles():
         numbers=[14], cell_A=[[0, 2.7, 2.7], [2.7, 0, 2.7], [2.7, 2.7, 0]], positions_A=[[0, 0, 0]]
     )
     assert words.material(frame).cell.endswith("angles 60.0°, 60.0°, 60.0°")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("cycle 0 opened", "Cycle 0 opened."), ("Done.", "Done."), ("run `otf up`", "Run `otf up`")],
+)
+def test_sentences(text, said):
+    assert words.sentence(text) == said
+
+
+@pytest.mark.parametrize(("hours", "text"), [(0.0, "0.00"), (0.0042, "0.0042"), (12.345, "12.35")])
+def test_small_core_hours_are_not_rounded_to_nothing(hours, text):
+    assert words.core_hours(hours) == text
