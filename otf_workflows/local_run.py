@@ -12,6 +12,7 @@ from otf_workflows.types import CampaignState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from otf_workflows.campaign import Campaign
     from otf_workflows.schemas import CampaignDocument
@@ -22,6 +23,7 @@ def run_locally(
     campaign: Campaign,
     *,
     site: Site | None = None,
+    report: Path | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> CampaignDocument:
     """Run a campaign to its end, one job after the other, in this process.
@@ -35,13 +37,15 @@ def run_locally(
     site
         Where the database is; by default what the site file says, or an embedded mongod that
         lives as long as this call.
+    report
+        Write the HTML report there at the end.
     tell
         Called with a sentence on every step, ``print`` for instance.
 
     Returns
     -------
     CampaignDocument
-        The finished campaign; ``write_report(store, name, path)`` makes the page of it.
+        The finished campaign.
 
     Raises
     ------
@@ -55,6 +59,7 @@ def run_locally(
     from otf_workflows.engine.worker import set_threads
     from otf_workflows.errors import OtfError
     from otf_workflows.reconcile import reconcile
+    from otf_workflows.report import write_report
     from otf_workflows.settings import load_site
     from otf_workflows.store import Store, using
 
@@ -78,4 +83,6 @@ def run_locally(
                 break
         if document.state is CampaignState.FAILED:
             raise OtfError(document.reason, where=f"campaign '{campaign.name}'")
+        if report:
+            write_report(store, campaign.name, report)
         return document

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otf_workflows import Store, run_locally, write_report
+from otf_workflows import Store, run_locally
 from otf_workflows.types import LabelState, Split
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 def test_a_campaign_runs_to_its_report_and_another_name_computes_no_label(
     small_campaign, site, database, tmp_path
 ):
-    done = run_locally(small_campaign, site=site)
+    report = tmp_path / "report.html"
+    done = run_locally(small_campaign, site=site, report=report)
     store = Store(database)
 
     assert done.state.terminal
@@ -39,8 +40,7 @@ def test_a_campaign_runs_to_its_report_and_another_name_computes_no_label(
     }
     assert not trained & audited
 
-    page = write_report(store, "teacher", tmp_path / "report.html")
-    assert "LiCl" in page.read_text(encoding="utf-8")
+    assert "LiCl" in report.read_text(encoding="utf-8")
 
     again = run_locally(small_campaign.model_copy(update={"name": "again"}), site=site)
     assert again.state is done.state
