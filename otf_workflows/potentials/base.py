@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from otf_workflows.errors import OtfError
+from otf_workflows.errors import PotentialError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
 
-class PotentialError(OtfError, RuntimeError):
-    """The potential has no answer for this structure (or this is not its blob).
-
-    A walker catches it: an exploded structure ends a segment, not a job.
-    """
+__all__ = ["Potential", "PotentialError", "Prediction"]
 
 
 @dataclass(frozen=True)

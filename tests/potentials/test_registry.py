@@ -3,10 +3,12 @@ import sys
 
 import pytest
 
+from otf_workflows import errors
 from otf_workflows.errors import InputError
 from otf_workflows.potentials import (
     POTENTIALS,
     Potential,
+    PotentialError,
     check_elements,
     load_potential,
     potential_entry,
@@ -63,3 +65,8 @@ def test_elements_are_those_whose_embedding_was_trained():
     child = load_potential("chgnet-r2scan").model.atom_embedding.embedding.weight
     unseen = {z + 1 for z in range(94) if bool((parent[z] == child[z]).all())}
     assert POTENTIALS["chgnet-r2scan"].elements == set(range(1, 95)) - unseen
+
+
+def test_what_a_walker_catches_is_what_potentials_raise():
+    # one class under both names: a second one would let an exploded structure kill a job
+    assert PotentialError is errors.PotentialError
