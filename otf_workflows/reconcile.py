@@ -231,7 +231,7 @@ def watch_cycle(store: Store, engine: Engine, name: str) -> list[str]:
         f"job '{first.name}' ({first.engine_id}) of {last.kind} {last.cycle} failed: {message} "
         f"Once the reason is gone: otf resume {name}"
     )
-    store.set_campaign(name, state=CampaignState.FAILED, reason=reason)
+    store.set_campaign(name, state=CampaignState.FAILED, reason=reason, finished=now())
     store.event("campaign failed", campaign=name, cycle=last.cycle, details={"reason": reason})
     return [f"{name}: {reason}"]
 

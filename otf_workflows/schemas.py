@@ -25,6 +25,8 @@ from otf_workflows.types import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ase import Atoms
 
 BLOB_KEYS = ["blob", "candidates", "pool", "frames", "evaluation"]
@@ -111,6 +113,11 @@ class Attempt(Document):
     last_lines: list[str] = Field(default_factory=list, description="End of the output (≤ 30).")
 
 
+def core_hours(attempts: Sequence[Attempt]) -> float:
+    """Return the core-hours of attempts."""
+    return sum((attempt.seconds or 0.0) * attempt.cores for attempt in attempts) / 3600
+
+
 class LabelResult(Document):
     """Energy, forces and stress of one frame, as computed. Output of a label job."""
 
@@ -145,11 +152,19 @@ class LabelDocument(Document):
     )
     cause: FailureCause | None = Field(None, description="Why it failed.")
     reason: str | None = Field(None, description="Failure or quarantine, in one sentence.")
-    attempts: list[Attempt] = Field(default_factory=list, description="All tries, oldest first.")
+    attempts: list[Attempt] = Field(default_factory=list, description="Tries of the last run.")
+    earlier: list[Attempt] = Field(
+        default_factory=list, description="Tries before a person's rerun, oldest first."
+    )
     result: LabelResult | None = Field(None, description="Only when done or quarantined.")
     core_hours: float = Field(0.0, description="Core-hours of all tries.")
     created: datetime = Field(default_factory=now, description="First asked for (UTC).")
     updated: datetime = Field(default_factory=now, description="Last change (UTC).")
+
+    @property
+    def tries(self) -> list[Attempt]:
+        """All tries, those before reruns included, oldest first."""
+        return [*self.earlier, *self.attempts]
 
 
 class LabelledFrame(Document):

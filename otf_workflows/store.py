@@ -28,6 +28,7 @@ from otf_workflows.schemas import (
     LabelResult,
     ModelDocument,
     PropertyDocument,
+    core_hours,
     now,
 )
 from otf_workflows.types import CampaignState, CycleState, FailureCause, LabelState, Purpose
@@ -374,7 +375,7 @@ class Store:
             "state": state,
             "result": result,
             "attempts": result.attempts,
-            "core_hours": result.core_hours,
+            "core_hours": result.core_hours + self._earlier_hours(result.key),
             "cause": None,
             "reason": quarantine,
             "updated": now(),
@@ -389,13 +390,12 @@ class Store:
         self, key: str, *, cause: FailureCause, reason: str, attempts: Sequence[Attempt] = ()
     ) -> bool:
         """Store a failure, unless the label is settled; return whether it was stored."""
-        hours = sum((a.seconds or 0.0) * a.cores for a in attempts) / 3600
         fields = {
             "state": LabelState.FAILED,
             "cause": cause,
             "reason": reason,
             "attempts": list(attempts),
-            "core_hours": hours,
+            "core_hours": core_hours(attempts) + self._earlier_hours(key),
             "updated": now(),
         }
         stored = self.database.otf_labels.update_one(
@@ -405,12 +405,19 @@ class Store:
         return stored.modified_count == 1
 
     def reset_label(self, key: str) -> bool:
-        """Put a failed label back to pending before a rerun; its attempts stay readable."""
+        """Put a failed label back to pending before a rerun; its tries are kept."""
+        earlier = {"$concatArrays": [{"$ifNull": ["$earlier", []]}, "$attempts"]}
+        fields = {"state": LabelState.PENDING, "cause": None, "attempts": [], "updated": now()}
         stored = self.database.otf_labels.update_one(
             {"key": key, "state": str(LabelState.FAILED)},
-            {"$set": _plain({"state": LabelState.PENDING, "cause": None, "updated": now()})},
+            [{"$set": {"earlier": earlier}}, {"$set": _plain(fields)}],
         )
         return stored.modified_count == 1
+
+    def _earlier_hours(self, key: str) -> float:
+        """Return the core-hours of the tries before a rerun; they do not change any more."""
+        found = self.database.otf_labels.find_one({"key": key}, {"earlier": 1}) or {}
+        return core_hours([Attempt.model_validate(a) for a in found.get("earlier", [])])
 
     def purpose_of(self, label: LabelDocument, campaign: str) -> tuple[Purpose, int]:
         """Return why, and in which cycle, a campaign asked for a label."""

@@ -126,6 +126,9 @@ def test_a_failure_keeps_cause_and_cost_and_can_be_reset(store):
     assert store.reset_label(label.key) is True
     assert store.label(label.key).state is LabelState.PENDING
     assert store.record_result(result()) is True
+    done = store.label(label.key)
+    assert [a.seconds for a in done.tries] == [1800, 36], "no try is forgotten"
+    assert done.core_hours == pytest.approx(2.02)
 
 
 def test_a_short_key_finds_its_label_unless_it_is_ambiguous(store):

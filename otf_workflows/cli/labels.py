@@ -170,7 +170,7 @@ def _row(label: LabelDocument, campaign: str | None) -> list[object]:
 
 
 def _seconds(label: LabelDocument) -> float:
-    return sum(attempt.seconds or 0.0 for attempt in label.attempts)
+    return sum(attempt.seconds or 0.0 for attempt in label.tries)
 
 
 def _details(label: LabelDocument) -> list[str]:
@@ -197,7 +197,7 @@ def _details(label: LabelDocument) -> list[str]:
     if label.result is not None:
         lines.append(f"energy      {label.result.energy_eV:.6f} eV")
     lines.append(f"cost        {label.core_hours:.4f} core-hours")
-    for attempt in label.attempts:
+    for attempt in label.tries:
         outcome = attempt.message or (str(attempt.cause) if attempt.cause else "succeeded")
         lines.append(
             f"attempt {attempt.number}   {output.duration(attempt.seconds)} on {attempt.host}: "

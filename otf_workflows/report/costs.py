@@ -78,7 +78,7 @@ def costs(
 
 def _calls(label: LabelDocument) -> int:
     """Return how many DFT runs stand behind a label; an in-process labeler may note no try."""
-    return max(len(label.attempts), 1 if label.state is LabelState.DONE else 0)
+    return max(len(label.tries), 1 if label.state is LabelState.DONE else 0)
 
 
 def spans(cycles: Sequence[CycleDocument], labels: Sequence[LabelDocument]) -> list[Span]:
@@ -87,7 +87,7 @@ def spans(cycles: Sequence[CycleDocument], labels: Sequence[LabelDocument]) -> l
     Labelling is taken from the tries themselves where all of them noted their start, so that
     waiting in a queue is not taken for work; everything else from the stages of the cycles.
     """
-    tries = [attempt for label in labels for attempt in label.attempts]
+    tries = [attempt for label in labels for attempt in label.tries]
     timed = bool(tries) and all(t.started and t.seconds is not None for t in tries)
     found: list[Span] = []
     for cycle in cycles:

@@ -193,7 +193,7 @@ def _failed(store: Store, campaign: str, label: LabelDocument) -> FailedLabel:
         state=label.state,
         cause=str(label.cause) if label.cause else "-",
         reason=label.reason or "no reason was noted",
-        n_attempts=len(label.attempts),
+        n_attempts=len(label.tries),
         directory=last.directory if last else "",
         last_lines=last.last_lines[-8:] if last else [],
     )
