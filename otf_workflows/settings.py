@@ -164,9 +164,11 @@ def load_site(path: Path | None = None) -> Site:
             hint="correct the file; 'otf init' writes a commented one",
         ) from error
     changes: dict[str, Any] = {"source": file}
+    if site.state_dir is not None:  # relative to the site file, as all of its paths
+        changes["state_dir"] = file.parent / site.state_dir.expanduser()
     named = site.database.password_file
     if named is not None:
-        password_file = file.parent / named.expanduser()  # relative to the site file
+        password_file = file.parent / named.expanduser()
         changes["password"] = SecretStr(_read_password(password_file))
         changes["database"] = site.database.model_copy(update={"password_file": password_file})
     elif site.database.mode == "server" and site.database.username is not None:

@@ -103,6 +103,13 @@ def test_the_password_is_read_from_a_private_file_and_never_shown(tmp_path):
         assert "s3cret" not in shown
 
 
+def test_paths_are_relative_to_the_site_file(tmp_path, monkeypatch):
+    monkeypatch.delenv("OTF_STATE_DIR")
+    file = tmp_path / "site.yaml"
+    file.write_text("state_dir: mine\n")
+    assert load_site(file).resolved_state_dir == tmp_path / "mine"
+
+
 def test_a_user_without_password_file_is_refused(tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text("database: {mode: server, username: me}\n")

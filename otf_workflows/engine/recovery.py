@@ -76,8 +76,9 @@ def put_back(pad: LaunchPad, fw_id: int, launch_id: int) -> bool:
     """
     from fireworks.core.launchpad import WFLock
 
-    if pad.workflows.find_one({"nodes": fw_id, "locked": {"$exists": True}}, {"_id": 1}):
-        return False  # its turn comes when the lock is free
+    workflow = pad.workflows.find_one({"nodes": fw_id}, {"locked": 1})
+    if workflow is None or "locked" in workflow:
+        return False  # a stray, see below; or its turn comes when the lock is free
     with WFLock(pad, fw_id):
         now = datetime.now(UTC).isoformat()
         closed = pad.launches.find_one_and_update(
@@ -191,10 +192,11 @@ def remove_strays(pad: LaunchPad, *, patience: timedelta = PATIENCE) -> list[str
     Their workflow was never written, so nothing depends on them, and whoever wanted them will
     ask again.
     """
-    waiting = {"state": {"$in": ["WAITING", "READY", "RESERVED"]}}
+    # FIZZLED is what becomes of one that a worker tries to run.
+    unused = {"state": {"$in": ["WAITING", "READY", "RESERVED", "FIZZLED"]}}
     found = pad.fireworks.aggregate(
         [
-            {"$match": {**waiting, **_older("created_on", patience)}},
+            {"$match": {**unused, **_older("created_on", patience)}},
             {"$project": {"fw_id": 1}},
             {
                 "$lookup": {
@@ -211,7 +213,7 @@ def remove_strays(pad: LaunchPad, *, patience: timedelta = PATIENCE) -> list[str
     ids = sorted(document["fw_id"] for document in found)
     if not ids:
         return []
-    pad.fireworks.delete_many({"fw_id": {"$in": ids}, **waiting})
+    pad.fireworks.delete_many({"fw_id": {"$in": ids}, **unused})
     return [f"Removed {len(ids)} jobs, from {ids[0]} on, that were added only half-way."]
 
 

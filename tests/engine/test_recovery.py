@@ -190,10 +190,11 @@ def test_jobs_without_a_workflow_are_removed(engine):
     engine.submit(Flow([staged(report(), Stage.LABEL)]), **KEY)
     pad = engine.launchpad
     pad._upsert_fws([Firework([], spec={"campaign": "c"}, fw_id=-1)])
-    assert pad.fireworks.count_documents({}) == 2
+    pad._upsert_fws([Firework([], spec={"campaign": "c"}, fw_id=-2, state="FIZZLED")])
+    assert pad.fireworks.count_documents({}) == 3
     assert engine.recover() == []
     (sentence,) = recover(pad, patience=NOW)
-    assert "Removed 1 jobs" in sentence
+    assert "Removed 2 jobs" in sentence
     assert names(engine) == {"report": "ready"}
 
 
