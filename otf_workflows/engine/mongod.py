@@ -171,16 +171,16 @@ class EmbeddedMongod:
         """
         with self._lock():
             self._refuse_other_host(self._note())
-            if self._find() is not None:
-                self._wait_for_login()
+            if self._find() is not None and self._logs_in():
                 return False
             binary = find_binary()
             data = private_folder(self.folder / "data")
             self._refuse_full_disk()
             if not self._note().get("users_made"):
                 self._first_start(binary, data)
-            self._start_onfree_port(binary, data)
-            self._wait_for_login()
+            self._start_on_free_port(binary, data)
+            if not self._logs_in():
+                raise self._explain_end()
             return True
 
     def stop(self) -> bool:
@@ -251,7 +251,7 @@ class EmbeddedMongod:
                 self._end_child(process)
         self._write_note(users_made=True)
 
-    def _start_onfree_port(self, binary: Path, data: Path) -> None:
+    def _start_on_free_port(self, binary: Path, data: Path) -> None:
         """Start on the remembered port if it is free, else on another one."""
         port = self._note().get("port")
         for _ in range(5):
@@ -318,8 +318,8 @@ class EmbeddedMongod:
             hint=f"tail {self.log}",
         )
 
-    def _wait_for_login(self) -> None:
-        """Check that our user can log in to the running server."""
+    def _logs_in(self) -> bool:
+        """Wait until our user can log in; return False if the server ends instead."""
         from pymongo.errors import OperationFailure, PyMongoError
 
         where = self.address()
@@ -336,13 +336,15 @@ class EmbeddedMongod:
                         hint=f"restore {self._password_file(USER)}, or move the folder away",
                     ) from error
                 except PyMongoError as error:
+                    if self._find() is None:
+                        return False
                     if time.monotonic() > deadline:
                         raise DatabaseError(
                             "The embedded database does not answer.", where=str(self.log)
                         ) from error
                     time.sleep(0.1)
                 else:
-                    return
+                    return True
         finally:
             client.close()
 
