@@ -109,7 +109,7 @@ def budget(campaign: Campaign) -> Check:
 
     name = "budget"
     recipe = parse_recipe(campaign.labels)
-    if not hasattr(recipe, "n_electrons"):
+    if not (hasattr(recipe, "n_electrons") and hasattr(recipe, "n_kpoints")):
         return Check(name=name, ok=True, detail="labels of this code cost next to nothing")
     frame = campaign.structure
     electrons = recipe.n_electrons(frame.numbers)

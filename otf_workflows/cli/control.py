@@ -10,14 +10,15 @@ from otf_workflows.cli.session import session
 
 def reconcile(ctx: typer.Context, campaign: params.AnyCampaign = None) -> None:
     """Do what the database says comes next; safe at any time."""
-    from otf_workflows import reconcile as loop
+    from otf_workflows.reconcile import reconcile as reconcile_one
+    from otf_workflows.reconcile import reconcile_all
 
     here = session(ctx)
     if campaign is None:
-        sentences = loop.reconcile_all(here.store, here.engine)
+        sentences = reconcile_all(here.store, here.engine)
     else:
         here.store.campaign(campaign)
-        sentences = loop.reconcile(here.store, here.engine, campaign)
+        sentences = reconcile_one(here.store, here.engine, campaign)
     for sentence in sentences:
         output.data(sentence)
     if not sentences:

@@ -191,6 +191,12 @@ def _unexpected(error: Exception) -> OtfError:
             f"the database failed in the middle: {str(error).splitlines()[0][:200]}",
             hint="otf doctor",
         )
+    if type(error).__name__ == "ValidationError":
+        return OtfError(
+            f"a document does not fit this version of otf-workflows: {str(error).splitlines()[0]}",
+            where=", ".join(str(error).splitlines()[1:2]),
+            hint="use the version that wrote it, or a database of its own (OTF_STATE_DIR)",
+        )
     return OtfError(
         f"unexpected {type(error).__name__}: {error}",
         where="a mistake in otf-workflows",

@@ -171,14 +171,18 @@ def _services(site: Site, *, keep_up: bool) -> Iterator[None]:
 def _interruptible(again: str) -> Iterator[None]:
     """Turn Ctrl-C, a closed terminal and SIGTERM into a clean end with exit code 130."""
 
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # nohup has SIGHUP ignored, and a shell's background job SIGINT: they know what they want.
+    before = {n: signal.getsignal(n) for n in wanted if signal.getsignal(n) != signal.SIG_IGN}
+
     def interrupt(*_: object) -> None:
         # One is enough: what follows must not be cut short.
-        for number in signals:
+        for number in before:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     except KeyboardInterrupt:

@@ -38,7 +38,11 @@ def status(
     here = session(ctx)
     found = look(here, campaign)
     if watch:
-        found = _watch(here, campaign, found, as_json=as_json)
+        try:
+            found = _watch(here, campaign, found, as_json=as_json)
+        except KeyboardInterrupt:
+            output.note("The work goes on; otf status shows it again.")
+            raise typer.Exit(130) from None
     elif as_json:
         _json(found)
     else:
