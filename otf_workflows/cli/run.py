@@ -170,7 +170,6 @@ def _services(site: Site, *, keep_up: bool) -> Iterator[None]:
 @contextmanager
 def _interruptible(again: str) -> Iterator[None]:
     """Turn Ctrl-C, a closed terminal and SIGTERM into a clean end with exit code 130."""
-
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # nohup has SIGHUP ignored, and a shell's background job SIGINT: they know what they want.
     before = {n: signal.getsignal(n) for n in wanted if signal.getsignal(n) != signal.SIG_IGN}
