@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +44,10 @@ def init(
     import json
 
     from otf_workflows.cli import templates
+    from otf_workflows.errors import InputError
 
+    if structure is not None and not structure.is_file():
+        raise InputError("the structure file does not exist", where=str(structure))
     chosen = structure or _one_structure(folder)
     files = {
         folder / "campaign.yaml": templates.campaign_template(
@@ -90,8 +94,5 @@ def _one_structure(folder: Path) -> Path | None:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """Return a path as the campaign file names it: relative to its own folder if it can be."""
-    try:
-        return str(path.resolve().relative_to(folder.resolve()))
-    except ValueError:
-        return str(path.resolve())
+    """Return a path as the campaign file names it: relative to the folder of that file."""
+    return os.path.relpath(path.resolve(), folder.resolve())

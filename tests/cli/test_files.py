@@ -73,6 +73,14 @@ def test_init_writes_nothing_on_a_dry_run_and_overwrites_nothing(otf, folder):
     assert otf("init", "--force").code == 0
 
 
+def test_a_structure_elsewhere_is_named_relative_to_the_campaign(otf, folder):
+    assert otf("init", "new", "--structure", "LiCl.cif", "--code", "ase").code == 0
+    text = (folder / "new" / "campaign.yaml").read_text()
+    assert "structure: ../LiCl.cif" in text
+    assert otf("init", "newer", "--structure", "NaCl.cif").code == 2
+    assert not (folder / "newer").exists()
+
+
 def test_the_schema_knows_recipes_and_forbids_unknown_keys(otf):
     schema = otf("schema", "campaign").json()
     assert schema["additionalProperties"] is False

@@ -96,6 +96,9 @@ def test_a_report_is_written_where_asked(otf, finished, site, tmp_path):
     path = tmp_path / "r.html"
     assert otf("report", finished, "-o", path).out.strip() == str(path)
     assert "<html" in path.read_text()[:2000]
+    found = otf("report", finished, "--json").json()
+    assert found["schema"] == "otf.report/1"
+    assert found["report"]["campaign"] == finished
 
 
 @pytest.mark.usefixtures("site")
