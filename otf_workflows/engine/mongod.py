@@ -35,6 +35,7 @@ from otf_workflows.engine.host import (
     text_from,
     write_private,
 )
+from otf_workflows.engine.mongod_users import direct_client, set_user
 from otf_workflows.errors import ConfigurationError, DatabaseError
 from otf_workflows.settings import private_folder
 
@@ -172,6 +173,7 @@ class EmbeddedMongod:
         with self._lock():
             self._refuse_other_host(self._note())
             if self._find() is not None and self._logs_in():
+                self._let_into_database()
                 return False
             binary = find_binary()
             data = private_folder(self.folder / "data")
@@ -181,6 +183,7 @@ class EmbeddedMongod:
             self._start_on_free_port(binary, data)
             if not self._logs_in():
                 raise self._explain_end()
+            self._let_into_database()
             return True
 
     def stop(self) -> bool:
@@ -204,7 +207,7 @@ class EmbeddedMongod:
         """Return a client with all rights on the running server, for tests and repairs."""
         where = self.address()
         login = {"username": ADMIN, "password": self._password(ADMIN)}
-        return _client(where.host, port=where.port, **login, authSource="admin")
+        return direct_client(where.host, port=where.port, **login, authSource="admin")
 
     def make_user(self, user: str, *, database: str) -> str:
         """Make one more user, who may read and write one database; return the password.
@@ -218,7 +221,7 @@ class EmbeddedMongod:
         """
         password = secrets.token_urlsafe(32)
         with self.admin_client() as client:
-            _make_user(client, user, password, database=database)
+            set_user(client, user, password, database=database)
         return password
 
     # Starting
@@ -232,7 +235,7 @@ class EmbeddedMongod:
             process = self._launch(
                 binary, data, ["--bind_ip", str(path), "--unixSocketPrefix", str(folder)]
             )
-            client = _client(quote(str(path), safe=""))
+            client = direct_client(quote(str(path), safe=""))
             try:
                 self._wait_until_up(process, partial(accepts, path))
                 admin: dict[str, Any] = {"pwd": self._password(ADMIN), "roles": ["root"]}
@@ -243,13 +246,23 @@ class EmbeddedMongod:
                     if error.code not in {13, 51003}:  # Unauthorized, user exists
                         raise
                 login = {"username": ADMIN, "password": self._password(ADMIN)}
-                own = _client(quote(str(path), safe=""), **login, authSource="admin")
+                own = direct_client(quote(str(path), safe=""), **login, authSource="admin")
                 with own:
-                    _make_user(own, USER, self._password(USER), database=self.database)
+                    set_user(own, USER, self._password(USER), database=self.database)
             finally:
                 client.close()
                 self._end_child(process)
-        self._write_note(users_made=True)
+        self._write_note(users_made=True, databases=[self.database])
+
+    def _let_into_database(self) -> None:
+        """Give our user rights on one more database, if the site now names another one."""
+        known = self._note().get("databases", [])
+        if self.database in known:
+            return
+        with self.admin_client() as client:
+            role = {"role": "readWrite", "db": self.database}
+            client.admin.command("grantRolesToUser", USER, roles=[role])
+        self._write_note(databases=[*known, self.database])
 
     def _start_on_free_port(self, binary: Path, data: Path) -> None:
         """Start on the remembered port if it is free, else on another one."""
@@ -323,7 +336,7 @@ class EmbeddedMongod:
         from pymongo.errors import OperationFailure, PyMongoError
 
         where = self.address()
-        client = _client(where.host, port=where.port, **where.options)
+        client = direct_client(where.host, port=where.port, **where.options)
         deadline = time.monotonic() + START_TIMEOUT_S
         try:
             while True:
@@ -468,27 +481,3 @@ class EmbeddedMongod:
 
 class _PortTaken(Exception):  # noqa: N818 - it never leaves this module
     """Somebody else got the port first."""
-
-
-def _make_user(
-    client: MongoClient[dict[str, Any]], user: str, password: str, *, database: str
-) -> None:
-    """Make a user, or set one right who is there already."""
-    from pymongo.errors import OperationFailure
-
-    entry: dict[str, Any] = {"pwd": password, "roles": [{"role": "readWrite", "db": database}]}
-    try:
-        client.admin.command("createUser", user, **entry)
-    except OperationFailure as error:
-        if error.code != 51003:  # user exists
-            raise
-        client.admin.command("updateUser", user, **entry)
-
-
-def _client(host: str, **options: Any) -> MongoClient[dict[str, Any]]:
-    from pymongo import MongoClient
-
-    if "%2F" in host:
-        host = f"mongodb://{host}"
-    patience = {"serverSelectionTimeoutMS": 5000, "connectTimeoutMS": 5000}
-    return MongoClient(host, **{"directConnection": True, **patience, **options})

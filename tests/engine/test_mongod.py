@@ -162,12 +162,23 @@ def test_a_first_start_that_was_killed_is_finished_by_the_next(new_server, monke
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_make_user", killed)
+    monkeypatch.setattr(module, "set_user", killed)
     with pytest.raises(KeyboardInterrupt):
         server.start()
     assert server.status().running is False
     monkeypatch.undo()
     assert server.start() is True
+
+
+@pytest.mark.integration
+def test_another_database_name_is_let_in_without_a_restart(server):
+    with server, EmbeddedMongod(server.folder.parent, database="second") as same:
+        where = same.address()
+        with MongoClient(where.host, where.port, **where.options) as client:
+            client.second.things.insert_one({})
+            client.otf.things.insert_one({})
+            with pytest.raises(OperationFailure):
+                client.third.things.insert_one({})
 
 
 @pytest.mark.integration
