@@ -77,8 +77,8 @@ def details(progress: CampaignProgress) -> list[str]:
     """Return one campaign in plain lines."""
     lines = [
         f"campaign   {progress.name}",
-        f"state      {progress.state}" + (f": {progress.reason}" if progress.reason else ""),
-        f"now        {progress.sentence}",
+        # A campaign that has ended says its reason in the sentence.
+        f"{'ended ' if progress.state.terminal else 'now   '}     {progress.sentence}",
         f"labels     {labels_words(progress).removeprefix('labels: ')}",
         f"model      {progress.incumbent_id}",
         (
@@ -145,5 +145,5 @@ def panel(progress: CampaignProgress) -> RenderableType:
         parts.append(output.rich_table(STAGES, stage_rows(progress)))
     if progress.errors:
         parts += [Text(ERRORS_TITLE), output.rich_table(ERRORS, error_rows(progress.errors))]
-    parts.append(Text("\n".join(details(progress)[3:])))
+    parts.append(Text("\n".join(details(progress)[2:])))
     return Group(*parts)
