@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from otf_workflows.labelers import get_labeler, parse_recipe
     from otf_workflows.local_run import run_locally
     from otf_workflows.potentials import load_potential
-    from otf_workflows.reconcile import reconcile
     from otf_workflows.report import write_report
     from otf_workflows.settings import Site, load_site
     from otf_workflows.store import Store
@@ -34,7 +33,6 @@ _HOMES = {
     "load_potential": "potentials",
     "load_site": "settings",
     "parse_recipe": "labelers",
-    "reconcile": "reconcile",
     "run_locally": "local_run",
     "submit": "control",
     "write_report": "report",
@@ -51,7 +49,6 @@ __all__ = [
     "load_potential",
     "load_site",
     "parse_recipe",
-    "reconcile",
     "run_locally",
     "submit",
     "write_report",

@@ -249,9 +249,8 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
             job.name = f"label {document.key[:10]}"
             job.metadata["label_key"] = document.key
             flow = Flow([job], name=f"{item.campaign} rerun of label {document.key[:10]}")
-            where = {"campaign": item.campaign, "cycle": item.cycle, "kind": "relabel"}
-            stamp(flow, **where)
-            engine.submit(flow, **where)
+            stamp(flow, campaign=item.campaign, cycle=item.cycle, kind="relabel")
+            engine.submit(flow, campaign=item.campaign, cycle=item.cycle, kind="relabel")
         store.event(
             f"label rerun ({item.mode})",
             campaign=item.campaign,

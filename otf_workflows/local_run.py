@@ -76,8 +76,9 @@ def run_locally(
         document = submit(campaign, store)
         while not document.state.terminal:
             sentences = reconcile(store, engine, campaign.name)
-            for sentence in sentences if tell else []:
-                tell(sentence)
+            if tell is not None:
+                for sentence in sentences:
+                    tell(sentence)
             document = store.campaign(campaign.name)
             if not sentences and not document.state.terminal:
                 break

@@ -134,8 +134,7 @@ def _submit(
     from otf_workflows.flow import CycleMaker, ProductionMaker, outputs
 
     last = cycles[-1]
-    where = {"campaign": document.name, "cycle": last.cycle, "kind": last.kind}
-    ids = engine.find(**where)
+    ids = engine.find(campaign=document.name, cycle=last.cycle, kind=last.kind)
     if not ids:
         campaign = Campaign.model_validate(document.campaign)
         incumbent = store.model(last.incumbent_id)
@@ -148,7 +147,7 @@ def _submit(
         # Written before the submission: if we die between the two, the next call finds no
         # workflow and writes new ones; if we die after it, these are the right ones.
         store.set_cycle(document.name, last.cycle, outputs=outputs(flow))
-        ids = engine.submit(flow, **where)
+        ids = engine.submit(flow, campaign=document.name, cycle=last.cycle, kind=last.kind)
     store.set_cycle(document.name, last.cycle, engine_ids=ids)
     # An engine that runs the flow at once may have closed the cycle already.
     store.set_cycle_state(document.name, last.cycle, was=CycleState.EMITTING, to=CycleState.RUNNING)

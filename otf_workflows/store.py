@@ -407,10 +407,10 @@ class Store:
     def reset_label(self, key: str) -> bool:
         """Put a failed label back to pending before a rerun; its tries are kept."""
         earlier = {"$concatArrays": [{"$ifNull": ["$earlier", []]}, "$attempts"]}
-        fields = {"state": LabelState.PENDING, "cause": None, "attempts": [], "updated": now()}
+        fields: dict[str, Any] = {"state": LabelState.PENDING, "cause": None, "attempts": []}
         stored = self.database.otf_labels.update_one(
             {"key": key, "state": str(LabelState.FAILED)},
-            [{"$set": {"earlier": earlier}}, {"$set": _plain(fields)}],
+            [{"$set": {"earlier": earlier}}, {"$set": _plain({**fields, "updated": now()})}],
         )
         return stored.modified_count == 1
 

@@ -25,9 +25,7 @@ def test_a_campaign_runs_to_its_report_and_another_name_computes_no_label(
     errors = cycles[-1].errors
     final = done.incumbent_id
     assert final != "chgnet-0.3.0", "no challenger was ever promoted"
-    assert (
-        errors[f"{final}/audit"].force_rmse_eV_A < errors["chgnet-0.3.0/audit"].force_rmse_eV_A
-    )
+    assert errors[f"{final}/audit"].force_rmse_eV_A < errors["chgnet-0.3.0/audit"].force_rmse_eV_A
     model = store.model(final)
     dataset = store.dataset("teacher", model.dataset_hash)
     lineage = store.lineage(final)
