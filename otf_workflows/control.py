@@ -228,7 +228,6 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
     """
     from jobflow import Flow
 
-    from otf_workflows.flow import stamp
     from otf_workflows.jobs.label import label as label_job
 
     sentences, skipped = [], []
@@ -239,18 +238,9 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
         if item.mode == "in place" and item.engine_id is not None:
             engine.rerun([item.engine_id])
         else:
-            document = store.label(item.key)
-            job = label_job(
-                document.frame,
-                key=document.key,
-                recipe=document.recipe,
-                numerics=plan.numerics or None,
-            )
-            job.name = f"label {document.key[:10]}"
-            job.metadata["label_key"] = document.key
-            flow = Flow([job], name=f"{item.campaign} rerun of label {document.key[:10]}")
-            stamp(flow, campaign=item.campaign, cycle=item.cycle, kind="relabel")
-            engine.submit(flow, campaign=item.campaign, cycle=item.cycle, kind="relabel")
+            where = {"campaign": item.campaign, "cycle": item.cycle}
+            flow = relabel(store.label(item.key), **where, numerics=plan.numerics or None)
+            engine.submit(flow, **where, kind="relabel")
         store.event(
             f"label rerun ({item.mode})",
             campaign=item.campaign,

@@ -18,13 +18,14 @@ from otf_workflows.jobs.assess import assess
 from otf_workflows.jobs.explore import explore, seed
 from otf_workflows.jobs.finetune import finetune
 from otf_workflows.jobs.gather import gather
+from otf_workflows.jobs.label import label as label_job
 from otf_workflows.jobs.produce import audit, conclude, evaluate, produce
 from otf_workflows.jobs.select import select
 from otf_workflows.schemas import Frame, Origin
 
 if TYPE_CHECKING:
     from otf_workflows.campaign import Campaign
-    from otf_workflows.schemas import Calibration, ModelDocument
+    from otf_workflows.schemas import Calibration, LabelDocument, ModelDocument
 
 
 @dataclass
@@ -119,9 +120,7 @@ class CycleMaker(Maker):
         ):
             job.name = f"explore {walker} at {temperature_K:g} K"
         jobs = [*walkers, *seeds, selected, batch, challenger, verdict]
-        flow = Flow(jobs, output=verdict.output, name=f"{campaign.name} cycle {cycle}")
-        stamp(flow, campaign=campaign.name, cycle=cycle, kind="cycle")
-        return flow
+        return Flow(jobs, output=verdict.output, name=f"{campaign.name} cycle {cycle}")
 
 
 @dataclass
@@ -189,8 +188,29 @@ class ProductionMaker(Maker):
             output=written.output,
             name=f"{campaign.name} production",
         )
-        stamp(flow, campaign=campaign.name, cycle=cycle, kind="production")
         return flow
+
+
+def relabel(
+    label: LabelDocument, *, campaign: str, cycle: int, numerics: dict[str, Any] | None = None
+) -> Flow:
+    """Return a workflow of its own for one label; its result joins the next data set.
+
+    Parameters
+    ----------
+    label
+        The label.
+    campaign, cycle
+        Who asked for it, and when.
+    numerics
+        Numerical settings for the first try.
+    """
+    job = label_job(label.frame, key=label.key, recipe=label.recipe, numerics=numerics)
+    job.name = f"label {label.key[:10]}"
+    job.metadata["label_key"] = label.key
+    flow = Flow([job], name=f"{campaign} label {label.key[:10]} by itself")
+    stamp(flow, campaign=campaign, cycle=cycle, kind="relabel")
+    return flow
 
 
 def temperatures(campaign: Campaign) -> list[float]:
@@ -237,8 +257,3 @@ def outputs(flow: Flow) -> dict[str, str]:
         else:
             found[stage] = job.uuid
     return found
-
-
-def stamp(flow: Flow, **metadata: Any) -> None:
-    """Mark all jobs of a flow, and those they spawn, as belonging to a campaign and cycle."""
-    flow.update_metadata(metadata, dynamic=True)

@@ -68,7 +68,9 @@ def run_locally(
     set_threads(1)
     with ExitStack() as stack:
         if site.database.mode == "embedded":
-            stack.enter_context(EmbeddedMongod(site.resolved_state_dir))
+            stack.enter_context(
+                EmbeddedMongod(site.resolved_state_dir, database=site.database.name)
+            )
         store = stack.enter_context(using(Store(connect(site))))
         engine = LocalEngine(
             job_store=job_store(site), root=site.resolved_state_dir / "local" / campaign.name

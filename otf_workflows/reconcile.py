@@ -8,12 +8,14 @@ moment, and the next call repairs it.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from otf_workflows.campaign import Campaign
 from otf_workflows.schemas import Attempt, CycleDocument, StageRecord, now
+from otf_workflows.store import GIVEN_UP
 from otf_workflows.types import (
     CampaignState,
     CycleState,
@@ -25,14 +27,20 @@ from otf_workflows.types import (
 
 if TYPE_CHECKING:
     from otf_workflows.engine.base import Engine, JobRecord
-    from otf_workflows.schemas import CampaignDocument
+    from otf_workflows.schemas import CampaignDocument, LabelDocument
     from otf_workflows.store import Store
+
+logger = logging.getLogger(__name__)
 
 _OUTCOMES = {
     Decision.CONVERGED: CampaignState.CONVERGED,
     Decision.BUDGET_EXHAUSTED: CampaignState.BUDGET_EXHAUSTED,
     Decision.STALLED: CampaignState.STALLED,
 }
+
+
+_LIVE = {CampaignState.RUNNING, CampaignState.PRODUCING}
+_STARTED = {"running", "done", "failed"}
 
 
 class Step(StrEnum):
@@ -81,7 +89,16 @@ def reconcile_all(store: Store, engine: Engine) -> list[str]:
     """
     names = {c.name for c in store.campaigns() if not c.state.terminal}
     names |= store.campaigns_with_open_labels()
-    return [sentence for name in sorted(names) for sentence in reconcile(store, engine, name)]
+    sentences = []
+    for name in sorted(names):
+        try:
+            sentences += reconcile(store, engine, name)
+        except Exception as error:
+            # The trouble of one campaign must neither stop the others nor stay unseen. If it is
+            # the database that is gone, the next line says so.
+            store.set_campaign(name, reason=f"cannot go on: {error!r}; see the control log")
+            logger.exception("Campaign %s cannot be reconciled.", name)
+    return sentences
 
 
 def reconcile(store: Store, engine: Engine, name: str) -> list[str]:
@@ -96,6 +113,7 @@ def reconcile(store: Store, engine: Engine, name: str) -> list[str]:
         if not mine:
             return []
         sentences = book_labels(store, engine, name)
+        sentences += adopt_labels(store, engine, name)
         sentences += watch_cycle(store, engine, name)
         while True:
             document = store.campaign(name)
@@ -165,7 +183,10 @@ def _finish(store: Store, document: CampaignDocument, cycles: list[CycleDocument
 
 
 def book_labels(store: Store, engine: Engine, name: str) -> list[str]:
-    """Bring the state of open labels up to date with what the engine knows."""
+    """Bring the state of open labels up to date with what the engine knows.
+
+    A label is failed only when no campaign has a job for it that is still to run.
+    """
     from otf_workflows.ledger import settle
 
     open_ = {
@@ -176,32 +197,92 @@ def book_labels(store: Store, engine: Engine, name: str) -> list[str]:
             light=True,
         )
     }
-    if not open_:
-        return []
     sentences = []
-    latest = {
-        job.label_key: job
-        for job in sorted(engine.jobs(campaign=name), key=lambda job: str(job.started or ""))
-        if job.label_key in open_
-    }
-    for key, job in latest.items():
-        state = open_[key].state
-        if job.state == "running" and state is LabelState.PENDING:
+    jobs = _jobs_of_labels(engine, name, open_)
+    for key, label in open_.items():
+        job = _telling(jobs[key])
+        if job is None:
+            continue
+        if job.state == "running" and label.state is LabelState.PENDING:
             store.mark_label_running(key, _attempt(job))
         elif job.state == "done" and job.uuid and (result := engine.output(job.uuid)):
             if settle(store, result):
                 sentences.append(f"{name}: label {key[:10]} done.")
-        elif job.state == "failed" and state is not LabelState.FAILED:
+        elif job.state == "failed" and label.state is not LabelState.FAILED:
+            if job.started is None and _wanted_by_the_living(store, label):
+                continue
             failure = job.failure or {}
+            given_up = job.started is None
+            cause = FailureCause.KILLED if given_up else failure.get("cause")
+            reason = GIVEN_UP if given_up else failure.get("message")
+            tries = [Attempt.model_validate(a) for a in failure.get("attempts", [])]
             store.record_failure(
                 key,
-                cause=FailureCause(failure.get("cause") or FailureCause.UNKNOWN),
-                reason=failure.get("message") or "the job died without a message",
-                attempts=[Attempt.model_validate(a) for a in failure.get("attempts", [])]
-                or [_attempt(job)],
+                cause=FailureCause(cause or FailureCause.UNKNOWN),
+                reason=reason or "the job died without a message",
+                attempts=tries or ([] if given_up else [_attempt(job)]),
             )
-            sentences.append(f"{name}: label {key[:10]} failed: {failure.get('message')}")
+            sentences.append(f"{name}: label {key[:10]} failed: {reason}")
     return sentences
+
+
+def adopt_labels(store: Store, engine: Engine, name: str) -> list[str]:
+    """Submit a job for every label that this campaign waits for and that nobody computes.
+
+    That happens when the jobs of a label were given up: with the campaign that had them, or by a
+    person. Two campaigns that notice it at once submit one job.
+    """
+    from otf_workflows.flow import relabel
+
+    if store.campaign(name).state not in _LIVE:
+        return []
+    pending = {
+        label.key: label for label in store.labels(campaign=name, states=[LabelState.PENDING])
+    }
+    jobs = _jobs_of_labels(engine, name, pending)
+    # Before its gather can run, a cycle may still be about to submit the job itself.
+    gathered = {
+        job.cycle
+        for job in (engine.jobs(campaign=name) if pending else [])
+        if job.stage is Stage.GATHER and job.state in _STARTED
+    }
+    sentences = []
+    for key, label in pending.items():
+        _, cycle = store.purpose_of(label, name)
+        alone = all(job.state == "failed" and job.started is None for job in jobs[key])
+        if cycle in gathered and alone and store.claim_adoption(key, name):
+            where = {"campaign": name, "cycle": cycle}
+            engine.submit(relabel(label, **where), **where, kind="relabel")
+            store.event("label adopted: nobody was computing it", label_key=key, **where)
+            sentences.append(f"{name}: label {key[:10]} was computed by nobody; it runs by itself.")
+    return sentences
+
+
+def _jobs_of_labels(
+    engine: Engine, name: str, labels: dict[str, LabelDocument]
+) -> dict[str, list[JobRecord]]:
+    """Return the jobs of each label, those of other campaigns that want it included."""
+    if not labels:
+        return {}
+    names = {name} | {wish["campaign"] for label in labels.values() for wish in label.wanted_by}
+    jobs: dict[str, list[JobRecord]] = {key: [] for key in labels}
+    for campaign in sorted(names):
+        for job in engine.jobs(campaign=campaign):
+            if job.label_key in jobs:
+                jobs[job.label_key].append(job)
+    return jobs
+
+
+def _telling(jobs: list[JobRecord]) -> JobRecord | None:
+    """Return the job that tells most of a label: done, else alive, else the last that failed."""
+    rank = {"done": 3, "running": 2, "failed": 0}
+    return max(
+        jobs, key=lambda job: (rank.get(str(job.state), 1), str(job.started or "")), default=None
+    )
+
+
+def _wanted_by_the_living(store: Store, label: LabelDocument) -> bool:
+    return any(store.campaign(w["campaign"]).state in _LIVE for w in label.wanted_by)
 
 
 def _attempt(job: JobRecord) -> Attempt:

@@ -85,11 +85,6 @@ def test_the_campaign_name_changes_no_seed(campaign, tuned):
     assert arguments("one") == arguments("two")
 
 
-def test_jobs_carry_campaign_cycle_kind_and_stage(campaign, tuned):
-    for job in CycleMaker(campaign).make(3, tuned, Calibration(), {}).jobs:
-        assert {"campaign": "licl", "cycle": 3, "kind": "cycle"}.items() <= job.metadata.items()
-
-
 def test_outputs_name_every_job_that_a_later_cycle_needs(campaign, tuned):
     flow = CycleMaker(campaign).make(1, tuned, Calibration(), {})
     names = outputs(flow)

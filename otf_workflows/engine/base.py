@@ -68,7 +68,7 @@ class Engine(Protocol):
     """Runs flows and answers for them."""
 
     def submit(self, flow: Flow, *, campaign: str, cycle: int, kind: str) -> list[int | str]:
-        """Route and start a flow; return its workflow ids."""
+        """Mark all jobs with this key, route and start them; return the workflow ids."""
 
     def find(self, *, campaign: str, cycle: int, kind: str) -> list[int | str]:
         """Return the ids of workflows already submitted under this key."""

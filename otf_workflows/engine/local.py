@@ -115,11 +115,9 @@ class LocalEngine:
 
     def output(self, uuid: str) -> Any | None:
         """Return the output of a finished job, its large parts loaded, or None."""
-        from jobflow import OnMissing
+        from jobflow import OnMissing, OutputReference
 
-        if self.job_store.query_one({"uuid": uuid}, ["uuid"]) is None:
-            return None
-        return self.job_store.get_output(uuid, load=True, on_missing=OnMissing.NONE)
+        return OutputReference(uuid).resolve(self.job_store, on_missing=OnMissing.NONE)
 
     def rerun(self, engine_ids: Sequence[int | str]) -> None:
         """Run failed jobs again whose dependants have not started, then what waited for them.

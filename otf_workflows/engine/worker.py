@@ -187,8 +187,11 @@ class Worker:
         return folder
 
     def _inside(self, folder: Path) -> ExitStack:
-        """Work in a folder, with what a job prints going to a file there."""
+        """Work in a folder, with one store, and with what a job prints going to a file there."""
+        from otf_workflows.store import Store, using
+
         stack = ExitStack()
+        stack.enter_context(using(Store(self.engine.database)))
         before = Path.cwd()
         os.chdir(folder)
         stack.callback(os.chdir, before)
