@@ -37,6 +37,11 @@ _DOING = {
     Stage.CONCLUDE: "concluding",
 }
 
+_PRODUCTION_ORDER = (
+    Stage.PRODUCE, Stage.AUDIT, Stage.LABEL, Stage.GATHER, Stage.EVALUATE, Stage.CONCLUDE,
+)  # fmt: skip
+"""In a cycle labels come before the training, in a production run after the MD."""
+
 _ESTIMATED = (Stage.EXPLORE, Stage.FINETUNE, Stage.PRODUCE, Stage.EVALUATE)
 """Stages that take long enough to count; labels are counted one by one, the rest is seconds."""
 
@@ -300,7 +305,7 @@ def stage_table(jobs: Iterable[JobRecord], *, when: datetime | None = None) -> l
         if job.stage is not None:
             grouped.setdefault(job.stage, []).append(job)
     table = []
-    for stage in Stage:
+    for stage in _in_order(grouped):
         members = grouped.get(stage, [])
         if not members:
             continue
@@ -323,8 +328,15 @@ def stage_table(jobs: Iterable[JobRecord], *, when: datetime | None = None) -> l
 
 
 def present_stage(stages: Sequence[StageProgress]) -> StageProgress | None:
-    """Return the first stage that is not finished."""
-    return next((row for row in stages if not row.finished), None)
+    """Return the first stage at work or ready for it; else the first that is not finished."""
+    open_ = [row for row in stages if not row.finished]
+    busy = [row for row in open_ if row.n_running or row.n_ready]
+    return next(iter(busy or open_), None)
+
+
+def _in_order(stages: Iterable[Stage]) -> Sequence[Stage]:
+    """Return the order in which the stages of a workflow with these stages run."""
+    return _PRODUCTION_ORDER if Stage.PRODUCE in stages else tuple(Stage)
 
 
 def _stages(jobs: Sequence[JobRecord], current: CycleDocument | None) -> list[StageProgress]:
@@ -334,7 +346,7 @@ def _stages(jobs: Sequence[JobRecord], current: CycleDocument | None) -> list[St
     known = {Stage(key): record for key, record in records.items()}
     return [
         StageProgress(**known[stage].model_dump(exclude={"started", "finished"}))
-        for stage in Stage
+        for stage in _in_order(known)
         if stage in known
     ]
 

@@ -117,6 +117,23 @@ def test_the_stage_table_counts_and_times_jobs_in_running_order():
     assert present_stage(table).stage is Stage.LABEL
 
 
+def test_a_production_run_is_shown_in_its_own_order():
+    table = stage_table(
+        [
+            job(Stage.GATHER, JobState.WAITING),
+            job(Stage.LABEL, JobState.WAITING),
+            job(Stage.PRODUCE, JobState.RUNNING, started_s=5),
+        ]
+    )
+    assert [row.stage for row in table] == [Stage.PRODUCE, Stage.LABEL, Stage.GATHER]
+    assert present_stage(table).stage is Stage.PRODUCE
+
+
+def test_what_runs_is_the_present_stage_even_if_an_earlier_one_waits():
+    table = stage_table([job(Stage.SELECT, JobState.WAITING), job(Stage.LABEL, JobState.RUNNING)])
+    assert present_stage(table).stage is Stage.LABEL
+
+
 def test_jobs_of_jobflow_itself_are_not_shown():
     helper = job(Stage.EXPLORE, JobState.DONE).model_copy(update={"stage": None})
     assert stage_table([helper]) == []

@@ -111,6 +111,7 @@ def error_rows(errors: Sequence[CycleErrors]) -> list[list[object]]:
             None if item.promoted is None else "promoted" if item.promoted else "kept the old one",
         ]
         for item in errors
+        if any(key in item.errors for key in _MODELS)
     ]
 
 
