@@ -117,7 +117,7 @@ def choose(
     n_seeds = min(len(seeded), allowance - n_audit)
     n_free = min(rules.labels_per_cycle - n_seeds, allowance - n_audit - n_seeds)
     outcome = select_frames(
-        np.array([f.features for f in met]).reshape(len(met), -1),
+        np.array([f.features for f in met]),
         np.array([f.sigma_eV_A for f in met], dtype=float),
         existing_features=np.array([d.frame.features for d in earlier if d.frame.features]),
         n_select=max(n_free, 0),
