@@ -1,0 +1,109 @@
+"""Which frames a cycle asks for, given what its walkers met."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from otf_workflows.campaign import Campaign, SelectionRules
+from otf_workflows.jobs.select import choose
+from otf_workflows.schemas import Frame, Origin, WalkerSegment
+from otf_workflows.types import Purpose, StopReason
+
+CELL = [[5.0, 0, 0], [0, 5.0, 0], [0, 0, 5.0]]
+
+
+class EmptyStore:
+    """A campaign that has asked for nothing yet."""
+
+    def labels(self, **_):
+        return []
+
+    def label_costs(self, _):
+        return 0, 0.0
+
+
+def frame(step, sigma, walker=0):
+    rng = np.random.default_rng([walker, step])
+    positions = np.array([[0, 0, 0], [2.5, 2.5, 2.5]]) + 0.1 * rng.normal(size=(2, 3))
+    return Frame(
+        numbers=[3, 17],
+        cell_A=CELL,
+        positions_A=positions.tolist(),
+        origin=Origin(walker=walker, step=step),
+        sigma_eV_A=sigma,
+        features=rng.normal(size=4).tolist(),
+    )
+
+
+def segment(candidates, pool, walker=0):
+    return WalkerSegment(
+        walker=walker,
+        temperature_K=300,
+        model_id="m",
+        first_step=0,
+        n_steps=0,
+        n_steps_run=10,
+        n_checked=10,
+        n_above=0,
+        stop_reason=StopReason.COMPLETED,
+        candidates=candidates,
+        pool=pool,
+        seconds=1.0,
+    )
+
+
+@pytest.fixture
+def campaign():
+    return Campaign(
+        name="c",
+        structure=Frame(numbers=[3, 17], cell_A=CELL, positions_A=[[0] * 3, [2.5] * 3]),
+        labels={"code": "ase", "calculator": "lj"},
+        tolerance_eV_A=0.1,
+        selection=SelectionRules(labels_per_cycle=4, audit_per_cycle=2, min_labels=2),
+    )
+
+
+def ask(campaign, *segments):
+    return choose(segments, None, campaign=campaign, cycle=1, store=EmptyStore())
+
+
+def test_uncertain_frames_are_chosen_and_random_ones_audited(campaign):
+    frames, _ = ask(
+        campaign, segment([frame(i, 0.2) for i in range(6)], [frame(i, 0.01) for i in range(6, 12)])
+    )
+    purposes = [f.purpose for f in frames]
+    assert purposes.count(Purpose.AUDIT) == 2
+    assert purposes.count(Purpose.UNCERTAIN) == 4
+    assert all(f.sigma_eV_A == 0.2 for f in frames if f.purpose is Purpose.UNCERTAIN)
+
+
+def test_a_frame_that_is_audited_is_never_trained_on_as_well(campaign):
+    both = [frame(i, 0.2) for i in range(3)]
+    frames, _ = ask(campaign, segment(both, both))
+    steps = [f.origin.step for f in frames]
+    assert len(steps) == len(set(steps)) == 3
+
+
+def test_when_all_is_trusted_the_least_number_is_labelled(campaign):
+    frames, numbers = ask(campaign, segment([], [frame(i, 0.01 * i) for i in range(8)]))
+    assert len([f for f in frames if f.purpose is not Purpose.AUDIT]) == 2
+    assert any("below the threshold" in s for s in numbers["sentences"])
+
+
+def test_walkers_that_met_nothing_but_audit_frames_leave_nothing_to_train_on(campaign):
+    frames, _ = ask(campaign, segment([], [frame(1, 0.5)]))
+    assert [f.purpose for f in frames] == [Purpose.AUDIT]
+
+
+def test_an_absurd_frame_never_reaches_dft_and_is_counted(campaign):
+    crushed = frame(3, 0.5).model_copy(update={"positions_A": [[0, 0, 0], [0.1, 0, 0]]})
+    frames, numbers = ask(campaign, segment([crushed, frame(4, 0.5)], []))
+    assert numbers["n_unphysical"] == 1
+    assert [f.origin.step for f in frames] == [4]
+
+
+def test_the_same_walkers_give_the_same_choice(campaign):
+    made = segment([frame(i, 0.2) for i in range(20)], [frame(i, 0.01) for i in range(20, 30)])
+    first, second = (ask(campaign, made)[0] for _ in range(2))
+    assert [f.origin for f in first] == [f.origin for f in second]
