@@ -201,6 +201,7 @@ def job_store(site: Site, database: Database[dict[str, Any]] | None = None) -> J
     outputs = database[OUTPUTS]
     outputs.create_index([("uuid", 1), ("index", -1)])
     outputs.create_index("completed_at")
+    outputs.create_index("output.key", sparse=True)
     blobs = GridFSStore(database.name, BLOBS, key="blob_uuid")
     # As MongoStore.from_collection does: a connected store needs, and holds, no credentials.
     blobs._coll = gridfs.GridFS(database, BLOBS)  # noqa: SLF001

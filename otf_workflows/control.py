@@ -226,9 +226,7 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
     PartialError
         If some of the labels were not failed any more.
     """
-    from jobflow import Flow
-
-    from otf_workflows.jobs.label import label as label_job
+    from otf_workflows.flow import relabel
 
     sentences, skipped = [], []
     for item in plan.runnable:
@@ -239,7 +237,9 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
             engine.rerun([item.engine_id])
         else:
             where = {"campaign": item.campaign, "cycle": item.cycle}
-            flow = relabel(store.label(item.key), **where, numerics=plan.numerics or None)
+            flow = relabel(
+                store.label(item.key), campaign=item.campaign, numerics=plan.numerics or None
+            )
             engine.submit(flow, **where, kind="relabel")
         store.event(
             f"label rerun ({item.mode})",

@@ -183,34 +183,29 @@ class ProductionMaker(Maker):
             cycle=cycle,
             trajectory_uuid=run.uuid,
         )
-        flow = Flow(
+        return Flow(
             [run, asked, batch, compared, written],
             output=written.output,
             name=f"{campaign.name} production",
         )
-        return flow
 
 
-def relabel(
-    label: LabelDocument, *, campaign: str, cycle: int, numerics: dict[str, Any] | None = None
-) -> Flow:
+def relabel(label: LabelDocument, *, campaign: str, numerics: dict[str, Any] | None = None) -> Flow:
     """Return a workflow of its own for one label; its result joins the next data set.
 
     Parameters
     ----------
     label
         The label.
-    campaign, cycle
-        Who asked for it, and when.
+    campaign
+        Who asked for it.
     numerics
         Numerical settings for the first try.
     """
     job = label_job(label.frame, key=label.key, recipe=label.recipe, numerics=numerics)
     job.name = f"label {label.key[:10]}"
     job.metadata["label_key"] = label.key
-    flow = Flow([job], name=f"{campaign} label {label.key[:10]} by itself")
-    stamp(flow, campaign=campaign, cycle=cycle, kind="relabel")
-    return flow
+    return Flow([job], name=f"{campaign} label {label.key[:10]} by itself")
 
 
 def temperatures(campaign: Campaign) -> list[float]:

@@ -29,8 +29,8 @@ def request(
     all
         The labels asked for, one per distinct frame, in the order of the frames.
     mine
-        Those that this very cycle has to compute. The others exist already, or another campaign
-        asked first and computes them.
+        Those that this cycle needs a job for. If another campaign has one for the same label,
+        whichever starts first computes it and the other takes the result.
     """
     recipe = parse_recipe(campaign.labels)
     wanted: dict[str, LabelDocument] = {}
@@ -51,7 +51,6 @@ def request(
         label
         for label in wanted.values()
         if label.state in {LabelState.PENDING, LabelState.RUNNING}
-        and (label.wanted_by[0]["campaign"], label.wanted_by[0]["cycle"]) == (campaign.name, cycle)
     ]
     return list(wanted.values()), mine
 
@@ -109,11 +108,33 @@ def draw_dataset(
         recipe_fingerprint=parse_recipe(campaign.labels).fingerprint(campaign.structure.numbers),
     )
     store.add_dataset(document)
-    frames = [
-        _labelled(done[key], split, cycle=store.purpose_of(done[key], campaign.name)[1])
+    return document, _frames(store, done, splits, name=campaign.name)
+
+
+def redraw_dataset(
+    store: Store, *, campaign: Campaign, cycle: int
+) -> tuple[DatasetDocument, list[LabelledFrame]] | None:
+    """Return the data set of a closed cycle as it was; None if the cycle is not closed.
+
+    Its model was trained on exactly these labels, and others that came later must not change it.
+    """
+    if store.closed_cycle(campaign.name, cycle) is None:
+        return None
+    document = store.latest_dataset(campaign.name, cycle=cycle)
+    if document is None:
+        return None
+    splits = {entry["key"]: Split(entry["split"]) for entry in document.entries}
+    labels = {label.key: label for label in store.labels(keys=list(splits))}
+    return document, _frames(store, labels, splits, name=campaign.name)
+
+
+def _frames(
+    store: Store, labels: dict[str, LabelDocument], splits: dict[str, Split], *, name: str
+) -> list[LabelledFrame]:
+    return [
+        _labelled(labels[key], split, cycle=store.purpose_of(labels[key], name)[1])
         for key, split in splits.items()
     ]
-    return document, frames
 
 
 def _split(purpose: Purpose, splits: dict[str, Split], *, fraction: float) -> Split:

@@ -252,7 +252,7 @@ def adopt_labels(store: Store, engine: Engine, name: str) -> list[str]:
         alone = all(job.state == "failed" and job.started is None for job in jobs[key])
         if cycle in gathered and alone and store.claim_adoption(key, name):
             where = {"campaign": name, "cycle": cycle}
-            engine.submit(relabel(label, **where), **where, kind="relabel")
+            engine.submit(relabel(label, campaign=name), **where, kind="relabel")
             store.event("label adopted: nobody was computing it", label_key=key, **where)
             sentences.append(f"{name}: label {key[:10]} was computed by nobody; it runs by itself.")
     return sentences

@@ -157,6 +157,9 @@ class LabelDocument(Document):
         default_factory=list, description="Tries before a person's rerun, oldest first."
     )
     result: LabelResult | None = Field(None, description="Only when done or quarantined.")
+    adopted: dict[str, Any] | None = Field(
+        None, description="Campaign that took it over when nobody was computing it, and until when."
+    )
     core_hours: float = Field(0.0, description="Core-hours of all tries.")
     created: datetime = Field(default_factory=now, description="First asked for (UTC).")
     updated: datetime = Field(default_factory=now, description="Last change (UTC).")

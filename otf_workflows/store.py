@@ -15,6 +15,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from otf_workflows.claims import Claims
 from otf_workflows.errors import InputError, NotFoundError
 from otf_workflows.schemas import (
     Attempt,
@@ -28,6 +29,7 @@ from otf_workflows.schemas import (
     LabelResult,
     ModelDocument,
     PropertyDocument,
+    Selection,
     core_hours,
     now,
 )
@@ -53,6 +55,9 @@ _INDEXES: dict[str, list[tuple[list[tuple[str, int]], bool]]] = {
     "otf_properties": [([("campaign", 1), ("kind", 1), ("model_id", 1)], True)],
     "otf_events": [([("campaign", 1), ("when", 1)], False), ([("when", 1)], False)],
 }
+
+GIVEN_UP = "given up before it started"
+"""Reason of a label that nobody computes: its campaign was stopped."""
 
 _current: ContextVar[Store | None] = ContextVar("otf_store", default=None)
 
@@ -204,6 +209,18 @@ class Store:
             raise NotFoundError(f"campaign '{campaign}' has no cycle {cycle}", hint="otf status")
         return _parse(CycleDocument, found)
 
+    def closed_cycle(self, campaign: str, cycle: int) -> CycleDocument | None:
+        """Return a cycle if it is over; None if it is running or was never opened."""
+        query = {"campaign": campaign, "cycle": cycle, "state": str(CycleState.DONE)}
+        found = self.database.otf_cycles.find_one(query)
+        return _parse(CycleDocument, found) if found else None
+
+    def selection(self, campaign: str, cycle: int) -> Selection | None:
+        """Return what a cycle chose to label; None if it has not yet."""
+        query = {"campaign": campaign, "cycle": cycle}
+        found = self.database.otf_cycles.find_one(query, {"selection": 1}) or {}
+        return Selection.model_validate(found["selection"]) if found.get("selection") else None
+
     def cycles(self, campaign: str) -> list[CycleDocument]:
         """Return the cycles of a campaign in order, the production run last."""
         found = self.database.otf_cycles.find({"campaign": campaign}).sort("cycle", 1)
@@ -253,6 +270,10 @@ class Store:
         )
         labels.update_one(
             {"key": key, "wanted_by.campaign": {"$ne": campaign}}, {"$push": {"wanted_by": wish}}
+        )
+        labels.update_one(
+            {"key": key, "state": str(LabelState.FAILED), "reason": GIVEN_UP},
+            {"$set": {"state": str(LabelState.PENDING), "cause": None, "reason": None}},
         )
         return self.label(key)
 
@@ -412,7 +433,18 @@ class Store:
             {"key": key, "state": str(LabelState.FAILED)},
             [{"$set": {"earlier": earlier}}, {"$set": _plain({**fields, "updated": now()})}],
         )
+        if stored.modified_count:
+            Claims(self.database).forget_failure(key)
         return stored.modified_count == 1
+
+    def claim_adoption(self, key: str, campaign: str, *, seconds: float = 600.0) -> bool:
+        """Claim the right to submit a job for a pending label that has none; one gets it."""
+        free = {"$or": [{"adopted": None}, {"adopted.until": {"$lt": now()}}]}
+        adopted = {"campaign": campaign, "until": now() + timedelta(seconds=seconds)}
+        claimed = self.database.otf_labels.update_one(
+            {"key": key, "state": str(LabelState.PENDING), **free}, {"$set": {"adopted": adopted}}
+        )
+        return claimed.modified_count == 1
 
     def _earlier_hours(self, key: str) -> float:
         """Return the core-hours of the tries before a rerun; they do not change any more."""
@@ -441,9 +473,10 @@ class Store:
             raise NotFoundError(f"campaign '{campaign}' has no data set {hash_}")
         return _parse(DatasetDocument, found)
 
-    def latest_dataset(self, campaign: str) -> DatasetDocument | None:
-        """Return the newest data set of a campaign."""
-        found = self.database.otf_datasets.find_one({"campaign": campaign}, sort=[("cycle", -1)])
+    def latest_dataset(self, campaign: str, *, cycle: int | None = None) -> DatasetDocument | None:
+        """Return the newest data set of a campaign, or of one cycle of it."""
+        query = {"campaign": campaign} if cycle is None else {"campaign": campaign, "cycle": cycle}
+        found = self.database.otf_datasets.find_one(query, sort=[("cycle", -1), ("created", -1)])
         return _parse(DatasetDocument, found) if found else None
 
     def add_model(self, document: ModelDocument, *, weights: bytes | None = None) -> None:

@@ -46,6 +46,10 @@ def assess(
     from otf_workflows.store import current_store
 
     store = current_store()
+    closed = store.closed_cycle(campaign.name, cycle)
+    if closed is not None and closed.verdict is not None:
+        # A plain rerun of a job of ours: what followed from the verdict stands.
+        return closed.verdict
     if training is None:
         verdict = Verdict(
             promoted=False,

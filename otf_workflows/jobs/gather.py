@@ -26,14 +26,15 @@ def gather(selected: dict[str, Any], *, campaign: Campaign, cycle: int) -> Batch
     campaign, cycle
         Whose labels, and of which cycle.
     """
-    from otf_workflows.ledger import draw_dataset, settle
+    from otf_workflows.ledger import draw_dataset, redraw_dataset, settle
     from otf_workflows.store import current_store
 
     store = current_store()
     for result in selected["labels"]:
         if result is not None:
             settle(store, result)
-    dataset, frames = draw_dataset(store, campaign=campaign, cycle=cycle)
+    drawn = redraw_dataset(store, campaign=campaign, cycle=cycle)
+    dataset, frames = drawn or draw_dataset(store, campaign=campaign, cycle=cycle)
     wanted = selected["selection"].keys
     present = {frame.key for frame in frames}
     n_in = sum(key in present for key in wanted)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobflow import CURRENT_JOB
 
 from otf_workflows.jobs import otf_job
 from otf_workflows.schemas import Frame, LabelResult
 from otf_workflows.types import Stage
+
+if TYPE_CHECKING:
+    from pymongo.database import Database
 
 
 @otf_job(Stage.LABEL, expose_store=True)
@@ -22,8 +25,8 @@ def label(
 ) -> LabelResult:
     """Compute energy, forces and stress of a frame at the level of theory of the recipe.
 
-    A rerun finds the finished result of an earlier run by its key and returns it, so that no
-    label is ever computed twice, whoever asks.
+    A rerun finds the finished result of an earlier run by its key and returns it; a job of another
+    campaign for the same label is waited for. No label is ever computed twice, whoever asks.
 
     Parameters
     ----------
@@ -41,15 +44,31 @@ def label(
     LabelFailed
         After all permitted retries.
     """
+    from otf_workflows.claims import computed_once
+
+    def compute() -> LabelResult:
+        return _compute(frame, key=key, recipe=recipe, numerics=numerics)
+
+    database = _database()
+    if database is None:
+        return compute()
+    return computed_once(
+        database,
+        key,
+        by=CURRENT_JOB.job.uuid,
+        known=lambda: _known(database, key),
+        compute=compute,
+    )
+
+
+def _compute(
+    frame: Frame, *, key: str, recipe: dict[str, Any], numerics: dict[str, Any] | None
+) -> LabelResult:
     from otf_workflows.labelers import get_labeler, parse_recipe
     from otf_workflows.labelers.base import Resources
     from otf_workflows.settings import load_site
 
-    known = _known(key)
-    if known is not None:
-        return known
-    labeler = get_labeler(recipe["code"])
-    return labeler.label(
+    return get_labeler(recipe["code"]).label(
         frame,
         parse_recipe(recipe),
         key=key,
@@ -59,15 +78,35 @@ def label(
     )
 
 
-def _known(key: str) -> LabelResult | None:
-    store = CURRENT_JOB.store
-    if store is None:
+def _database() -> Database[dict[str, Any]] | None:
+    """Return the database that outputs go to; None if they stay in this process.
+
+    Nobody else can ask for the same label there, and nothing outlives the process.
+    """
+    from maggma.stores import MemoryStore, MongoStore
+
+    outputs = CURRENT_JOB.store.docs_store if CURRENT_JOB.store is not None else None
+    if not isinstance(outputs, MongoStore) or isinstance(outputs, MemoryStore):
         return None
-    found = store.docs_store.query_one({"output.key": key}, {"output": 1})
+    return outputs._collection.database  # noqa: SLF001 - maggma has no other way to its database
+
+
+def _known(database: Database[dict[str, Any]], key: str) -> LabelResult | None:
+    """Return a finished result: booked (imported ones as well), or the output of another job."""
+    from otf_workflows.errors import NotFoundError
+    from otf_workflows.store import Store
+    from otf_workflows.types import LabelState
+
+    try:
+        booked = Store(database).label(key)
+    except NotFoundError:
+        booked = None
+    if booked is not None and booked.state is LabelState.DONE:
+        return booked.result
+    found = CURRENT_JOB.store.docs_store.query_one({"output.key": key}, {"output": 1})
     if found is None:
         return None
-    fields = {k: v for k, v in found["output"].items() if not k.startswith("@")}
-    return LabelResult.model_validate(_without_marks(fields))
+    return LabelResult.model_validate(_without_marks(found["output"]))
 
 
 def _without_marks(value: Any) -> Any:

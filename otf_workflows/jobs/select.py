@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from otf_workflows.store import Store
 
 
+_OPEN = {LabelState.PENDING, LabelState.RUNNING}
+
+
 @otf_job(Stage.SELECT)
 def select(
     segments: Sequence[WalkerSegment],
@@ -48,6 +51,10 @@ def select(
     from otf_workflows.store import current_store
 
     store = current_store()
+    earlier = store.selection(campaign.name, cycle)
+    if earlier is not None:
+        # This job runs again: the choice stands, and only what is not computed yet is spawned.
+        return spawn(earlier, [d for d in store.labels(keys=earlier.keys) if d.state in _OPEN])
     chosen, numbers = choose(segments, seeds, campaign=campaign, cycle=cycle, store=store)
     wanted, mine = request(store, chosen, campaign=campaign, cycle=cycle)
     selection = Selection(
