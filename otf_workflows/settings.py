@@ -66,7 +66,9 @@ class Site(Section):
             Role.CONTROL: Worker(),
             Role.MD: Worker(count=2),
             Role.DFT: Worker(count=2),
-            Role.TRAIN: Worker(threads=2),
+            # One thread: the same bits on every machine, and no two threads waiting for each other
+            # where cores are shared.
+            Role.TRAIN: Worker(),
         },
         description="Local workers per role: control, md, dft, train.",
     )

@@ -7,7 +7,7 @@ import pytest
 from otf_workflows import Store, run_locally
 from otf_workflows.types import LabelState, Split
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def test_a_campaign_runs_to_its_report_and_another_name_computes_no_label(
