@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from otf_workflows.labelers.base import Labeler, Recipe
 
 LABELERS: dict[str, str] = {
+    "abinit": "otf_workflows.labelers.abinit:AbinitLabeler",
     "ase": "otf_workflows.labelers.ase_calculator:AseLabeler",
+    "cp2k": "otf_workflows.labelers.cp2k:Cp2kLabeler",
     "espresso": "otf_workflows.labelers.espresso:EspressoLabeler",
+    "vasp": "otf_workflows.labelers.vasp:VaspLabeler",
 }
 """Code → 'module:Class'. A new code is one file and one line here."""
 

@@ -1,0 +1,176 @@
+"""Labels from VASP (Kresse & Furthmüller, 1996, 10.1103/PhysRevB.54.11169).
+
+Inputs are those of atomate2's makers, corrections those of custodian's handlers as far as they are
+numerics. Supervision is the one of all our codes instead of atomate2's ``run_vasp``: a time limit
+over all tries, no process that outlives its worker, and a record of every try. Files of a label:
+VASP's own, those of failed tries in ``error.*.tar.gz``, ``atom_order.json``, ``custodian.json``,
+and ``label_failure.json`` if there is no result.
+
+The energy of a label is the one extrapolated to zero smearing, as in MPtrj and MatPES, without
+MP2020 corrections; see :mod:`otf_workflows.labelers.vasp_recipe`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from otf_workflows.errors import InputError
+from otf_workflows.labelers.base import fingerprint
+from otf_workflows.labelers.outcome import FAILURE_FILE, failed
+from otf_workflows.labelers.vasp_recipe import VaspRecipe, check_numerics
+from otf_workflows.schemas import Frame, LabelResult
+from otf_workflows.types import FailureCause
+
+if TYPE_CHECKING:
+    from otf_workflows.labelers.base import Recipe, Resources
+
+POTCAR_HINT = (
+    "unpack your licensed potentials and run: pmg config -p UNPACKED POTCARS && "
+    "pmg config --add PMG_VASP_PSP_DIR POTCARS; or give data_dir of vasp in the site file"
+)
+
+
+class VaspLabeler:
+    """Computes labels with VASP.
+
+    Parameters
+    ----------
+    potcar_spec
+        Write the names of potentials instead of the licensed files; for tests with a stand-in.
+    """
+
+    recipe_model: ClassVar[type[Recipe]] = VaspRecipe
+
+    def __init__(self, *, potcar_spec: bool = False) -> None:
+        self.potcar_spec = potcar_spec
+
+    def label(
+        self,
+        frame: Frame,
+        recipe: VaspRecipe,
+        *,
+        key: str,
+        directory: Path,
+        resources: Resources,
+        numerics: dict[str, Any] | None = None,
+    ) -> LabelResult:
+        """Compute one label in ``directory``; see :class:`otf_workflows.labelers.base.Labeler`.
+
+        Raises
+        ------
+        InputError
+            If ``numerics`` names something that is not a numerical setting.
+        LabelFailed
+            After all permitted retries, with the cause and every attempt.
+        """
+        from otf_workflows.labelers.supervised import supervise
+        from otf_workflows.labelers.vasp_run import VaspRun
+
+        numerics = check_numerics(numerics or {})
+        directory = Path(directory).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / FAILURE_FILE).unlink(missing_ok=True)
+        if missing := [*recipe.problems(frame), *self._missing_potcars(resources, frame, recipe)]:
+            raise failed(
+                "; ".join(missing),
+                cause=FailureCause.INPUT,
+                attempts=[],
+                directory=directory,
+                hint=POTCAR_HINT,
+            )
+        run = VaspRun(
+            frame, recipe, directory=directory, resources=resources, potcar_spec=self.potcar_spec
+        )
+        attempts = supervise(run, directory=directory, resources=resources, numerics=numerics)
+        output = run.result
+        if output is None:  # the ladder ends in a result or in an exception
+            raise RuntimeError("VASP was said to have succeeded without a result")
+        # Megabytes, licensed, and the same for every label; its titles are in vasprun.xml.
+        (directory / "POTCAR").unlink(missing_ok=True)
+        seconds = sum(attempt.seconds or 0.0 for attempt in attempts)
+        return LabelResult(
+            key=key,
+            frame=frame,
+            energy_eV=output.energy_eV,
+            forces_eV_A=output.forces_eV_A.tolist(),
+            stress_eV_A3=output.stress_eV_A3.tolist() if recipe.use_stress else None,
+            magmoms_muB=None if output.magmoms_muB is None else output.magmoms_muB.tolist(),
+            fingerprint=fingerprint(output.settings),
+            settings_as_run=output.settings,
+            attempts=attempts,
+            core_hours=seconds * resources.cores / 3600,
+            warnings=output.warnings
+            + [
+                f"try {attempt.number} failed ({attempt.cause}): {attempt.message}"
+                for attempt in attempts
+                if attempt.cause
+            ],
+        )
+
+    def check_numerics(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Return numerical settings, checked; InputError for physics and impossible values."""
+        return check_numerics(changes)
+
+    def check(self, resources: Resources, numbers: list[int], recipe: VaspRecipe) -> list[str]:
+        """Return what is missing on this machine for these elements, in sentences."""
+        from otf_workflows.labelers.vasp_run import command_of
+
+        words = command_of(resources)
+        programs = {words[0], *(word for word in words if Path(word).name.startswith("vasp"))}
+        advice = (
+            "load its module (module load vasp), or correct the command of vasp in the site file"
+        )
+        missing = [
+            f"{program} is not on the PATH: {advice}"
+            for program in sorted(programs)
+            if shutil.which(program) is None
+        ]
+        frame = Frame(numbers=numbers, cell_A=[[0.0] * 3] * 3, positions_A=[])
+        missing += recipe.problems(frame) or [
+            f"{sentence}: {POTCAR_HINT}"
+            for sentence in self._missing_potcars(resources, frame, recipe)
+        ]
+        return missing
+
+    def _missing_potcars(self, resources: Resources, frame: Frame, recipe: VaspRecipe) -> list[str]:
+        """Return which potentials are not on this machine, in one sentence; they are read."""
+        if self.potcar_spec:
+            return []
+        from pymatgen.core import SETTINGS
+        from pymatgen.io.vasp.inputs import PotcarSingle
+
+        from otf_workflows.labelers.vasp_run import POTCAR_FOLDER, potcars_in
+
+        absent, other = [], []
+        with potcars_in(resources.data_dir):
+            folder = SETTINGS.get(POTCAR_FOLDER)
+            if folder is None:
+                return [f"pymatgen does not know where VASP's potentials are ({POTCAR_FOLDER})"]
+            try:
+                names = recipe.potcar_symbols(frame.numbers).values()
+            except InputError:
+                return []  # said by recipe.problems
+            for name in names:
+                try:
+                    found = PotcarSingle.from_symbol_and_functional(name, recipe.family)
+                except (OSError, ValueError):
+                    absent.append(name)
+                    continue
+                other += wrong_titel(found.TITEL, name, recipe.family)
+        if absent:
+            other.append(
+                f"there is no readable {recipe.family} potential {', '.join(absent)} in {folder}"
+            )
+        return other
+
+
+def wrong_titel(titel: str, name: str, family: str) -> list[str]:
+    """Return why the potential of a file is not the one of this family, in at most one sentence."""
+    from otf_workflows.labelers.vasp_recipe import known_titels, plain_titel
+
+    wanted = known_titels(family)[name][0]
+    if plain_titel(titel) == wanted:
+        return []
+    return [f"the potential {name} is {titel!r}, not {wanted} of {family}"]

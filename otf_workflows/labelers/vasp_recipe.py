@@ -1,0 +1,424 @@
+"""The level of theory of VASP, taken from atomate2's own input sets, and what may change under it.
+
+Three recipes. ``mptrj`` is what CHGNet was trained on (Deng et al., 2023,
+10.1038/s42256-023-00716-3): PBE, PBE+U in oxides and fluorides of eight transition metals, by the
+static set of the Materials Project. ``matpes-pbe`` and ``matpes-r2scan`` are the sets of MatPES
+(Kaplan et al., 2025, arXiv:2503.04070), made for potentials.
+
+**Energies.** A label holds VASP's energy extrapolated to zero smearing, E0, without corrections;
+MPtrj and MatPES hold the same. CHGNet was trained on MPtrj energies *after* the MP2020 corrections
+(Wang et al., 2021, 10.1038/s41598-021-94550-5). They are constants per atom of an element, so the
+shift per element that every fine-tuning fits absorbs them, and applying them to labels would change
+nothing but the shifts. See ``docs/explanation/level_of_theory.md`` for where that ends.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from otf_workflows.errors import InputError
+from otf_workflows.labelers.base import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from atomate2.vasp.jobs.base import BaseVaspMaker
+    from pymatgen.core import Structure
+
+    from otf_workflows.schemas import Frame
+
+RecipeName = Literal["mptrj", "matpes-pbe", "matpes-r2scan"]
+PotcarFamily = Literal["PBE", "PBE_52", "PBE_54", "PBE_64"]
+
+OWN_POTCARS: dict[str, PotcarFamily] = {
+    "mptrj": "PBE",
+    "matpes-pbe": "PBE_64",
+    "matpes-r2scan": "PBE_64",
+}
+"""Family of potentials that each recipe's authors used."""
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "mptrj": {"ISMEAR": 0, "ISYM": 0, "LWAVE": False, "LCHARG": False},
+    "matpes-pbe": {"ISYM": 0, "LWAVE": False, "LCHARG": False, "LAECHG": False},
+    "matpes-r2scan": {"ISYM": 0, "LWAVE": False, "LCHARG": False, "LAECHG": False},
+}
+"""All that we change in atomate2's sets. Frames of MD have no symmetry, and big files are not
+needed. The tetrahedron method (ISMEAR -5) of the Materials Project gives wrong forces in metals,
+cannot be used below four k-points, and would change to Gaussian smearing when a cell grows: a
+campaign would hold two levels of theory. Gaussian smearing of the same 0.05 eV is used instead."""
+
+ENERGY = "E0 (smearing extrapolated to zero), uncorrected"
+
+
+class VaspNumerics(BaseModel):
+    """All INCAR settings that a retry or a person may change without touching the physics."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ALGO: Literal["Normal", "VeryFast", "Fast", "Conjugate", "All", "Damped"] | None = None
+    IALGO: Literal[38, 48, 53, 58] | None = None
+    NELM: int | None = Field(None, ge=1, le=2000)
+    NELMIN: int | None = Field(None, ge=1, le=50)
+    NELMDL: int | None = Field(None, ge=-50, le=50)
+    TIME: float | None = Field(None, gt=0, le=2)
+    ISEARCH: Literal[0, 1] | None = None
+    AMIX: float | None = Field(None, gt=0, le=2)
+    BMIX: float | None = Field(None, gt=0, le=20)
+    AMIX_MAG: float | None = Field(None, gt=0, le=4)
+    BMIX_MAG: float | None = Field(None, gt=0, le=20)
+    AMIN: float | None = Field(None, gt=0, le=1)
+    IMIX: Literal[0, 1, 2, 4] | None = None
+    MAXMIX: int | None = Field(None, ge=-200, le=200)
+    LMAXMIX: Literal[2, 4, 6] | None = None
+    LMIXTAU: bool | None = None
+    NBANDS: int | None = Field(None, ge=1)
+    ISTART: Literal[0, 1, 2] | None = None
+    # 10 and above would keep the density fixed: no longer self-consistent.
+    ICHARG: Literal[0, 1, 2] | None = None
+    ISYM: Literal[-1, 0, 1, 2, 3] | None = None
+    SYMPREC: float | None = Field(None, gt=0, le=1e-2)
+    LSCALAPACK: bool | None = None
+    LSCAAWARE: bool | None = None
+    LPLANE: bool | None = None
+    NCORE: int | None = Field(None, ge=1)
+    NPAR: int | None = Field(None, ge=1)
+    KPAR: int | None = Field(None, ge=1)
+    NSIM: int | None = Field(None, ge=1)
+    LWAVE: bool | None = None
+    LCHARG: bool | None = None
+
+
+class VaspRecipe(Recipe):
+    """Level of theory of VASP, by the name of a published recipe."""
+
+    code: Literal["vasp"] = Field("vasp", description="VASP, through atomate2's input sets.")
+    recipe: RecipeName = Field("mptrj", description="Published set of all settings.")
+    potcar: PotcarFamily | None = Field(
+        None, description="Family of PAW potentials; that of the recipe's authors if not given."
+    )
+    incar: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Numerical INCAR settings (NCORE, KPAR, NELM, …); physics is refused.",
+    )
+
+    @field_validator("incar")
+    @classmethod
+    def _numerics_only(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return check_numerics(value)
+        except InputError as error:
+            raise ValueError(
+                f"{error.what} ({error.hint})" if error.hint else error.what
+            ) from error
+
+    @property
+    def family(self) -> PotcarFamily:
+        """Family of PAW potentials."""
+        return self.potcar or OWN_POTCARS[self.recipe]
+
+    def maker(self, numerics: dict[str, Any] | None = None) -> BaseVaspMaker:
+        """Return atomate2's maker of this recipe, with our changes in its input set.
+
+        Parameters
+        ----------
+        numerics
+            INCAR settings of one try, checked; they go over those of the recipe.
+        """
+        from atomate2.vasp.jobs.matpes import MatPesGGAStaticMaker, MatPesMetaGGAStaticMaker
+        from atomate2.vasp.jobs.mp import MPGGAStaticMaker
+
+        makers: dict[str, type[BaseVaspMaker]] = {
+            "mptrj": MPGGAStaticMaker,
+            "matpes-pbe": MatPesGGAStaticMaker,
+            "matpes-r2scan": MatPesMetaGGAStaticMaker,
+        }
+        with quiet():
+            maker = makers[self.recipe]()
+        generator = maker.input_set_generator
+        generator.user_incar_settings = {
+            **generator.user_incar_settings,
+            **CHANGES[self.recipe],
+            **self.incar,
+            **(numerics or {}),
+        }
+        # Given in any case: pymatgen would else let a user's own configuration decide.
+        generator.user_potcar_functional = self.family
+        if self.family != "PBE" and self.recipe == "mptrj":
+            # Newer families have no W_pv.
+            generator._config_dict["POTCAR"]["W"] = "W_sv"  # noqa: SLF001 - no public setter
+        return maker
+
+    def level_of_theory(self, numbers: list[int]) -> dict[str, Any]:
+        """Return what defines the results for these elements, as an output also tells it.
+
+        It depends on the elements only, not on how many atoms or on the machine: the k-points are
+        given as the rule that makes the mesh.
+        """
+        return {**_level(self.recipe, self.family, tuple(symbols_of(numbers)))}
+
+    def potcar_symbols(self, numbers: Sequence[int]) -> dict[str, str]:
+        """Return element → name of its potential, e.g. ``{"Fe": "Fe_pv"}``.
+
+        Raises
+        ------
+        InputError
+            If the recipe has no potential for an element.
+        """
+        table = self.maker().input_set_generator._config_dict["POTCAR"]  # noqa: SLF001
+        chosen = {}
+        for symbol in symbols_of(numbers):
+            found = table.get(symbol)
+            name = found["symbol"] if isinstance(found, dict) else found
+            if name is None or name not in known_titels(self.family):
+                raise InputError(
+                    f"the recipe {self.recipe} has no potential of {symbol} in {self.family}",
+                    where="labels.potcar",
+                )
+            chosen[symbol] = name
+        return chosen
+
+    def problems(self, frame: Frame) -> list[str]:
+        """Return what makes this recipe impossible for a frame, in sentences."""
+        try:
+            self.potcar_symbols(frame.numbers)
+        except InputError as error:
+            return [error.what]
+        return []
+
+    def n_electrons(self, numbers: Sequence[int]) -> float:
+        """Return the number of valence electrons of these atoms, for the cost model."""
+        from ase.data import chemical_symbols
+
+        valence = {
+            symbol: known_titels(self.family)[name][1]
+            for symbol, name in self.potcar_symbols(numbers).items()
+        }
+        return sum(valence[chemical_symbols[number]] for number in numbers)
+
+    def n_kpoints(self, frame: Frame) -> int:
+        """Return the number of k-points computed: time reversal is used, symmetry is not."""
+        grid = kpoint_rule(self.recipe, frame.cell_A)[1]
+        own_partners = int(np.prod([1 if n % 2 else 2 for n in grid]))
+        return (int(np.prod(grid)) + own_partners) // 2
+
+
+def check_numerics(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return INCAR settings with names in capitals, checked against the permitted ones.
+
+    Raises
+    ------
+    InputError
+        If a setting is not on the list (physics, above all) or its value is impossible.
+    """
+    changes = {name.upper(): value for name, value in changes.items()}
+    allowed = list(VaspNumerics.model_fields)
+    for name in changes:
+        if name not in allowed:
+            near = get_close_matches(name, allowed, n=1, cutoff=0.75)
+            raise InputError(
+                f"{name!r} is not a numerical setting that a retry may change",
+                where=f"--set {name}",
+                hint=f"physics belongs in the campaign's recipe; allowed: {', '.join(allowed)}"
+                if not near
+                else f"did you mean {near[0]!r}?",
+            )
+    try:
+        checked = VaspNumerics.model_validate(changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{first['loc'][0]}: {first['msg']}", where=f"--set {first['loc'][0]}"
+        ) from error
+    return {name: getattr(checked, name) for name in changes}
+
+
+def level(
+    recipe: str,
+    incar: dict[str, Any],
+    *,
+    elements: Sequence[str],
+    n_atoms: int,
+    kpoints: Any,
+    hubbard: dict[str, list[float]],
+    magmoms: dict[str, Any],
+    potentials: dict[str, str],
+    others: dict[str, Any],
+) -> dict[str, Any]:
+    """Return a level of theory; the recipe and the reader of outputs both build it here.
+
+    Parameters
+    ----------
+    recipe
+        Name of the recipe, which says whether EDIFF goes with the number of atoms.
+    incar
+        Settings, with all defaults that matter here filled in.
+    elements
+        Elements present.
+    n_atoms
+        Atoms of the cell that ``incar`` is for.
+    kpoints
+        The recipe's rule if it holds, else the mesh.
+    hubbard
+        Element → [l, U, J] (eV) where U is not zero.
+    magmoms
+        Element → moment at the start (μB).
+    potentials
+        Element → title of its PAW potential.
+    others
+        Whatever else changes the physics and is not at its default; empty for a recipe.
+    """
+    found: dict[str, Any] = {
+        "code": "vasp",
+        "energy": ENERGY,
+        "functional": _functional(incar),
+        "ENCUT_eV": tidy(incar["ENCUT"]),
+        "PREC": str(incar["PREC"])[:1].upper(),
+        "ISPIN": int(incar["ISPIN"]),
+        "ISMEAR": int(incar["ISMEAR"]),
+        "SIGMA_eV": tidy(incar["SIGMA"]),
+        "LASPH": bool(incar["LASPH"]),
+        "LREAL": bool(incar["LREAL"]),
+        "ADDGRID": bool(incar.get("ADDGRID", False)),
+        "hubbard_l_U_J": {name: hubbard[name] for name in sorted(hubbard)},
+        "kpoints": kpoints,
+        "potentials": {name: potentials[name] for name in sorted(elements)},
+    }
+    if recipe == "mptrj":
+        found["EDIFF_eV_per_atom"] = tidy(incar["EDIFF"] / n_atoms)
+    else:
+        found["EDIFF_eV"] = tidy(incar["EDIFF"])
+    if found["ISPIN"] == 2:
+        found["start_moments_muB"] = {name: magmoms[name] for name in sorted(elements)}
+    if others:
+        found["others"] = dict(sorted(others.items()))
+    return found
+
+
+def kpoint_rule(recipe: str, cell_A: Any) -> tuple[dict[str, Any], list[int]]:
+    """Return a recipe's rule for k-points, and the Γ-centred mesh it gives for a cell."""
+    from otf_workflows.labelers.espresso_recipe import kpoint_grid
+
+    if recipe == "mptrj":
+        from pymatgen.core import Lattice, Structure
+        from pymatgen.io.vasp import Kpoints
+
+        density = 100
+        cell = Structure(Lattice(cell_A), ["H"], [[0, 0, 0]])
+        with quiet():
+            mesh = Kpoints.automatic_density_by_vol(cell, density, force_gamma=True).kpts[0]
+        return {"gamma": True, "per_reciprocal_A3": density}, [int(n) for n in mesh]
+    spacing = 0.22
+    return {"gamma": True, "kspacing_per_A": spacing}, list(kpoint_grid(cell_A, spacing))
+
+
+@lru_cache
+def known_titels(family: str) -> dict[str, tuple[str, float]]:
+    """Return name of a potential → its title and valence, for one family of VASP's potentials.
+
+    They come from the table that pymatgen ships to recognise potentials, so that no licensed file
+    is needed to know what a recipe asks for.
+    """
+    from monty.serialization import loadfn
+    from pymatgen.io.vasp.inputs import POTCAR_STATS_PATH
+
+    return {
+        entry["symbol"]: (plain_titel(titel), float(entry["ZVAL"]))
+        for titel, entries in loadfn(POTCAR_STATS_PATH)[family].items()
+        for entry in entries
+    }
+
+
+def plain_titel(titel: str) -> str:
+    """Return a title without blanks, as pymatgen's table has it."""
+    return "".join(titel.split())
+
+
+def symbols_of(numbers: Sequence[int]) -> list[str]:
+    """Return the elements present, in alphabetical order."""
+    from ase.data import chemical_symbols
+
+    return sorted({chemical_symbols[number] for number in numbers})
+
+
+def tidy(number: float) -> float:
+    """Return a number to six significant digits, so that input and output agree on it."""
+    return float(f"{float(number):.6g}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pymatgen's warnings on input sets: what a recipe does is decided and written here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@lru_cache(maxsize=64)
+def _level(recipe: RecipeName, family: PotcarFamily, elements: tuple[str, ...]) -> dict[str, Any]:
+    """Return the level of theory, read from atomate2's input set for one atom of each element."""
+    chosen = VaspRecipe(recipe=recipe, potcar=family)
+    from ase.data import atomic_numbers
+
+    names = chosen.potcar_symbols([atomic_numbers[symbol] for symbol in elements])
+    maker = chosen.maker()
+    with quiet():
+        inputs = maker.input_set_generator.get_input_set(_one_of_each(elements), potcar_spec=True)
+    incar = dict(inputs.incar)
+    order = [site.specie.symbol for site in inputs.poscar.structure]
+    rule, mesh = kpoint_rule(recipe, inputs.poscar.structure.lattice.matrix)
+    written = inputs.kpoints
+    asked = incar.get("KSPACING") if written is None else [int(n) for n in written.kpts[0]]
+    if asked != (rule["kspacing_per_A"] if written is None else mesh):
+        # Our rule reads the k-points of outputs; it must be the one of the installed set.
+        raise InputError(
+            f"the installed atomate2 and pymatgen make other k-points ({asked}) than the recipe "
+            f"{recipe} knows",
+            where="labels.recipe",
+        )
+    return level(
+        recipe,
+        incar,
+        elements=elements,
+        n_atoms=len(order),
+        kpoints=rule,
+        hubbard=hubbard_of(incar, order),
+        magmoms=dict(zip(order, map(tidy, incar["MAGMOM"]), strict=True)),
+        potentials={s: known_titels(family)[names[s]][0] for s in elements},
+        others={},
+    )
+
+
+def hubbard_of(incar: dict[str, Any], types: Sequence[str]) -> dict[str, list[float]]:
+    """Return element → [l, U, J] where U or J is not zero; ``types`` in the order of the file."""
+    if not incar.get("LDAU"):
+        return {}
+    rows = zip(types, *(_numbers(incar[key]) for key in ("LDAUL", "LDAUU", "LDAUJ")), strict=True)
+    return {name: [int(shell), tidy(u), tidy(j)] for name, shell, u, j in rows if u or j}
+
+
+def _numbers(value: Any) -> list[float]:
+    return [float(item) for item in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _one_of_each(elements: Sequence[str]) -> Structure:
+    from pymatgen.core import Lattice, Structure
+
+    n = len(elements)
+    places = [[(i + 0.5) / n, 0.5, 0.5] for i in range(n)]
+    return Structure(Lattice.orthorhombic(3.0 * n, 3.0, 3.0), list(elements), places)
+
+
+def _functional(incar: dict[str, Any]) -> str:
+    """Return the functional; ``--`` is VASP's word for 'as in the potential', PBE for these."""
+    meta = str(incar.get("METAGGA") or "--").upper()
+    if meta not in {"--", "NONE", "F", "FALSE"}:
+        return meta
+    gga = str(incar.get("GGA") or "--").upper()
+    return {"--": "PBE", "PE": "PBE", "PS": "PBEsol"}.get(gga, gga)
