@@ -211,15 +211,24 @@ class PwNumerics(BaseModel):
     )
 
 
-def check_numerics(changes: dict[str, Any]) -> dict[str, Any]:
+def check_numerics(
+    changes: dict[str, Any], *, model: type[BaseModel] = PwNumerics
+) -> dict[str, Any]:
     """Return the given changes, checked against the list of permitted numerical settings.
+
+    Parameters
+    ----------
+    changes
+        Name → value.
+    model
+        The permitted settings with their limits, of ``pw.x`` or of another code.
 
     Raises
     ------
     InputError
         If a setting is not on the list (physics, above all) or its value is impossible.
     """
-    allowed = list(PwNumerics.model_fields)
+    allowed = list(model.model_fields)
     for name in changes:
         if name not in allowed:
             near = get_close_matches(name, allowed, n=1, cutoff=0.7)
@@ -231,7 +240,7 @@ def check_numerics(changes: dict[str, Any]) -> dict[str, Any]:
                 else f"physics belongs in the campaign's recipe; allowed: {', '.join(allowed)}",
             )
     try:
-        checked = PwNumerics.model_validate(changes)
+        checked = model.model_validate(changes)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(
