@@ -207,7 +207,8 @@ def _plan_one(label: Any, wish: dict[str, Any], jobs: list[JobRecord], *, change
 
 
 def _refused(label: Any, why: str) -> RerunItem:
-    wish = label.wanted_by[0]
+    # Nobody has asked for an imported label yet.
+    wish = label.wanted_by[0] if label.wanted_by else {"campaign": "", "cycle": 0}
     return RerunItem(
         key=label.key,
         campaign=wish["campaign"],

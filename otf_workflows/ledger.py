@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING
 from otf_workflows.hashing import label_key
 from otf_workflows.labelers import parse_recipe
 from otf_workflows.labelers.base import differences
-from otf_workflows.schemas import DatasetDocument, LabelledFrame
+from otf_workflows.schemas import (
+    DatasetDocument,
+    LabelDocument,
+    LabelledFrame,
+    LabelResult,
+    now,
+)
+from otf_workflows.store import whoami
 from otf_workflows.types import LabelState, Purpose, Split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otf_workflows.campaign import Campaign
-    from otf_workflows.schemas import Frame, LabelDocument, LabelResult
+    from otf_workflows.label_import import Calculation
+    from otf_workflows.labelers.base import Recipe
+    from otf_workflows.schemas import Frame
     from otf_workflows.store import Store
 
 
@@ -73,6 +82,53 @@ def settle(store: Store, result: LabelResult) -> bool:
     if changed and quarantine:
         store.event("label quarantined", label_key=result.key, details={"reason": quarantine})
     return changed
+
+
+def import_label(
+    store: Store, item: Calculation, *, recipe: Recipe, basis: str, dry_run: bool = False
+) -> bool:
+    """Enter a calculation of others as a finished label; return False if it is there already.
+
+    Parameters
+    ----------
+    store
+        Our collections.
+    item
+        The calculation; it has been checked.
+    recipe
+        Its level of theory.
+    basis
+        How that is known.
+    dry_run
+        Only look.
+    """
+    fingerprint = recipe.fingerprint(item.frame.numbers)
+    key = label_key(item.frame, fingerprint)
+    if dry_run:
+        return not store.labels(keys=[key], states=[LabelState.DONE], light=True)
+    stress = item.stress_eV_A3 if recipe.use_stress else None
+    result = LabelResult(
+        key=key,
+        frame=item.frame,
+        energy_eV=item.energy_eV,
+        forces_eV_A=item.forces_eV_A.tolist(),
+        stress_eV_A3=None if stress is None else stress.tolist(),
+        magmoms_muB=None if item.magmoms_muB is None else list(map(float, item.magmoms_muB)),
+        fingerprint=fingerprint,
+        settings_as_run=item.settings or {"level_of_theory": basis},
+        warnings=item.warnings,
+    )
+    return store.import_label(
+        LabelDocument(
+            key=key,
+            state=LabelState.DONE,
+            frame=item.frame,
+            recipe_fingerprint=fingerprint,
+            recipe=recipe.model_dump(mode="json"),
+            result=result,
+            imported={"source": item.source, "level": basis, "who": whoami(), "when": now()},
+        )
+    )
 
 
 def draw_dataset(

@@ -160,6 +160,9 @@ class LabelDocument(Document):
     adopted: dict[str, Any] | None = Field(
         None, description="Campaign that took it over when nobody was computing it, and until when."
     )
+    imported: dict[str, Any] | None = Field(
+        None, description="File, how its level of theory is known, who brought it in, and when."
+    )
     core_hours: float = Field(0.0, description="Core-hours of all tries.")
     created: datetime = Field(default_factory=now, description="First asked for (UTC).")
     updated: datetime = Field(default_factory=now, description="Last change (UTC).")

@@ -354,7 +354,7 @@ class Store:
         rows = list(
             self.database.otf_labels.aggregate(
                 [
-                    {"$match": {"wanted_by.0.campaign": campaign}},
+                    {"$match": {"wanted_by.0.campaign": campaign, "imported": None}},
                     {"$group": {"_id": None, "n": {"$sum": 1}, "hours": {"$sum": "$core_hours"}}},
                 ]
             )
@@ -422,6 +422,24 @@ class Store:
         stored = self.database.otf_labels.update_one(
             {"key": key, "state": {"$in": [str(LabelState.PENDING), str(LabelState.RUNNING)]}},
             {"$set": _plain(fields)},
+        )
+        return stored.modified_count == 1
+
+    def import_label(self, document: LabelDocument) -> bool:
+        """Enter a finished label of others; return False if there is a result already.
+
+        A label that somebody waits for is settled by it.
+        """
+        labels = self.database.otf_labels
+        plain = document.model_dump(mode="python")
+        added = labels.update_one({"key": document.key}, {"$setOnInsert": plain}, upsert=True)
+        if added.upserted_id is not None:
+            return True
+        names = ("state", "result", "imported", "cause", "reason", "updated")
+        settled = [str(LabelState.DONE), str(LabelState.QUARANTINED)]
+        stored = labels.update_one(
+            {"key": document.key, "state": {"$nin": settled}},
+            {"$set": {name: plain[name] for name in names}},
         )
         return stored.modified_count == 1
 

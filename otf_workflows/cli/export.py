@@ -1,4 +1,4 @@
-"""``otf export``: the labelled set as extended XYZ, as MACE, NequIP and ASE read it."""
+"""``otf export``: the labelled set as MACE, NequIP, ASE and CHGNet read it, or as a table."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ class Keys(StrEnum):
     PLAIN = "plain"
 
 
+class Format(StrEnum):
+    """Formats of the file."""
+
+    EXTXYZ = "extxyz"
+    CHGNET = "chgnet"
+    PARQUET = "parquet"
+
+
+_ENDINGS = {Format.EXTXYZ: ".extxyz", Format.CHGNET: ".json", Format.PARQUET: ".parquet"}
+
+
 def export(
     ctx: typer.Context,
     campaign: params.CampaignName,
@@ -38,22 +49,37 @@ def export(
             help="ref: REF_energy, REF_forces, REF_stress (MACE). plain: energy, forces, stress.",
         ),
     ] = Keys.REF,
+    format_: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", help="Default: by the ending of --output (.json, .parquet), else extxyz."
+        ),
+    ] = None,
     split: Annotated[
         list[Split] | None, typer.Option("--split", help="Only of this split. Repeatable.")
     ] = None,
     force: params.Force = False,
 ) -> None:
-    """Write the finished labels of a campaign to an extended XYZ file.
+    """Write the finished labels of a campaign to a file for other programs.
 
-    Energies in eV, forces in eV/Å, stress in eV/Å³ (tension positive). Every frame carries its
+    Energies in eV, forces in eV/Å, stress in eV/Å³ (tension positive); as CHGNet JSON, energies
+    per atom and stress in VASP's kB. Every frame carries its
     label_key, split, purpose, cycle and recipe, so that any of them leads back to its origin.
     """
-    from ase.io import write
-
+    from otf_workflows import label_export
     from otf_workflows.errors import InputError, NotFoundError
 
     store = session(ctx).store
-    target = path or Path(f"{campaign}-labels.extxyz")
+    by_ending = {ending: kind for kind, ending in _ENDINGS.items()}
+    kind = format_ or by_ending.get(path.suffix if path else "", Format.EXTXYZ)
+    target = path or Path(f"{campaign}-labels{_ENDINGS[kind]}")
+    write = {
+        Format.EXTXYZ: label_export.write_extxyz,
+        Format.CHGNET: label_export.write_chgnet_json,
+        Format.PARQUET: label_export.write_parquet,
+    }[kind]
+    if kind is not Format.EXTXYZ and keys is not Keys.REF:
+        raise InputError("--keys is for extxyz files only")
     if target.exists() and not force:
         raise InputError("a file would be overwritten", where=str(target), hint="add --force")
     frames = labelled_atoms(store, campaign, keys=keys, splits=split)
@@ -61,7 +87,7 @@ def export(
         store.campaign(campaign)
         raise NotFoundError("no finished label matches", hint=f"otf labels list -c {campaign}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write(target, frames, format="extxyz")
+    write(target, frames)
     output.data(str(target))
     output.note(f"{len(frames)} labels written.")
 

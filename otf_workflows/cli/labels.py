@@ -1,9 +1,10 @@
-"""``otf labels list | show | rerun``: DFT calculations, and the failed ones among them."""
+"""``otf labels list | show | rerun | import``: DFT calculations, and the failed ones among them."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,10 +13,11 @@ from otf_workflows.cli.session import session
 
 if TYPE_CHECKING:
     from otf_workflows.control import RerunPlan
+    from otf_workflows.labelers.base import Recipe
     from otf_workflows.schemas import LabelDocument
 
 app = typer.Typer(
-    help="DFT labels: list, show, rerun.", no_args_is_help=True, rich_markup_mode=None
+    help="DFT labels: list, show, rerun, import.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -128,6 +130,104 @@ def rerun(
             where="; ".join(f"{item.key[:10]}: {item.why}" for item in refused),
             hint="otf labels show KEY",
         )
+
+
+@app.command("import")
+def import_(
+    ctx: typer.Context,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="extxyz, vasprun.xml, pw.x, CP2K or MPtrj-style JSON."
+        ),
+    ],
+    *,
+    campaign: params.ForCampaign = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Campaign file whose recipe they have.")
+    ] = None,
+    level_of_theory: Annotated[
+        str | None,
+        typer.Option(
+            "--level-of-theory",
+            metavar="TEXT",
+            help="You say that it is the recipe's, where a file does not tell; recorded.",
+        ),
+    ] = None,
+    dry_run: params.DryRun = False,
+    as_json: params.AsJson = False,
+) -> None:
+    """Enter finished calculations as labels, so that no campaign computes them again.
+
+    Each structure gets the key it has as a label. What a file tells of its level of theory must
+    agree with the recipe; where it tells nothing you must state it, and that is recorded.
+    """
+    from otf_workflows.errors import InputError, PartialError
+    from otf_workflows.label_import import Rejected, basis_of, read_calculations, refusal
+    from otf_workflows.ledger import import_label
+
+    store = session(ctx).store
+    store.ensure_indexes()
+    asked = _recipe(ctx, campaign, recipe)
+    counts = {"new": 0, "there already": 0}
+    rejected: list[Rejected] = []
+    for path in files:
+        for item in read_calculations(path, asked):
+            reason = (
+                item.reason
+                if isinstance(item, Rejected)
+                else refusal(item, asked, statement=level_of_theory)
+            )
+            if reason is not None or isinstance(item, Rejected):
+                rejected.append(Rejected(item.source, reason or ""))
+                continue
+            basis = basis_of(item, statement=level_of_theory)
+            added = import_label(store, item, recipe=asked, basis=basis, dry_run=dry_run)
+            counts["new" if added else "there already"] += 1
+    n_good = sum(counts.values())
+    if counts["new"] and not dry_run:
+        store.event(
+            "labels imported",
+            details={**counts, "files": [str(p) for p in files], "stated": level_of_theory},
+        )
+    _tell_import(counts, rejected, as_json=as_json, dry_run=dry_run)
+    if not rejected:
+        return
+    worst, n_bad = rejected[0], len(rejected)
+    if not n_good:
+        raise InputError(
+            f"none of {n_bad} structures can be a label: {worst.reason}", where=worst.source
+        )
+    raise PartialError(f"{n_bad} of {n_good + n_bad} structures were refused")
+
+
+def _recipe(ctx: typer.Context, campaign: str | None, file: Path | None) -> Recipe:
+    from otf_workflows.campaign_file import read_campaign
+    from otf_workflows.errors import InputError
+    from otf_workflows.labelers import parse_recipe
+
+    if (campaign is None) == (file is None):
+        raise InputError(
+            "say whose recipe the labels have: either --campaign or --recipe",
+            hint="otf labels import FILE --recipe campaign.yaml",
+        )
+    if file is not None:
+        return parse_recipe(read_campaign(file).labels)
+    return parse_recipe(session(ctx).store.campaign(str(campaign)).campaign["labels"])
+
+
+def _tell_import(
+    counts: dict[str, int], rejected: list[Any], *, as_json: bool, dry_run: bool
+) -> None:
+    if as_json:
+        refused = [{"source": item.source, "reason": item.reason} for item in rejected]
+        payload = {"new": counts["new"], "duplicates": counts["there already"]}
+        output.emit_json("otf.import/1", {**payload, "rejected": refused, "dry_run": dry_run})
+        return
+    verb = "would be imported" if dry_run else "imported"
+    output.data(f"{counts['new']} labels {verb}, {counts['there already']} are there already.")
+    for item in rejected:
+        output.note(f"refused: {item.source}: {item.reason}")
 
 
 def _preview(plan: RerunPlan) -> None:
