@@ -133,6 +133,14 @@ class RerunPlan(Document):
     numerics: dict[str, Any] = Field(
         default_factory=dict, description="Changed numerical settings."
     )
+    worker: str | None = Field(None, description="Variant CODE@NAME of the site's codes to use.")
+    walltime_s: float | None = Field(None, gt=0, description="Time limit instead of the site's.")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What differs from the first run, as the label job takes it."""
+        found = self.model_dump(include={"numerics", "worker", "walltime_s"})
+        return {name: value for name, value in found.items() if value}
 
     @property
     def runnable(self) -> list[RerunItem]:
@@ -149,6 +157,8 @@ def plan_rerun(
     causes: Sequence[FailureCause] | None = None,
     keys: Sequence[str] | None = None,
     numerics: dict[str, Any] | None = None,
+    worker: str | None = None,
+    walltime_s: float | None = None,
 ) -> RerunPlan:
     """Say what a rerun of failed labels would do; nothing is changed.
 
@@ -177,10 +187,11 @@ def plan_rerun(
         wish = next((w for w in label.wanted_by if w["campaign"] == campaign), label.wanted_by[0])
         name = wish["campaign"]
         jobs.setdefault(name, engine.jobs(campaign=name))
-        items.append(_plan_one(label, wish, jobs[name], changed=bool(numerics)))
+        changed = bool(numerics or worker or walltime_s)
+        items.append(_plan_one(label, wish, jobs[name], changed=changed))
     if not items:
         raise NotFoundError("no failed label matches", hint="otf labels list --state failed")
-    return RerunPlan(items=items, numerics=numerics or {})
+    return RerunPlan(items=items, numerics=numerics or {}, worker=worker, walltime_s=walltime_s)
 
 
 def _plan_one(label: Any, wish: dict[str, Any], jobs: list[JobRecord], *, changed: bool) -> Any:
@@ -237,17 +248,14 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
         if item.mode == "in place" and item.engine_id is not None:
             engine.rerun([item.engine_id])
         else:
-            where = {"campaign": item.campaign, "cycle": item.cycle}
-            flow = relabel(
-                store.label(item.key), campaign=item.campaign, numerics=plan.numerics or None
-            )
-            engine.submit(flow, **where, kind="relabel")
+            flow = relabel(store.label(item.key), campaign=item.campaign, **plan.changes)
+            engine.submit(flow, campaign=item.campaign, cycle=item.cycle, kind="relabel")
         store.event(
             f"label rerun ({item.mode})",
             campaign=item.campaign,
             cycle=item.cycle,
             label_key=item.key,
-            details={"numerics": plan.numerics},
+            details=plan.changes,
         )
         sentences.append(f"label {item.key[:10]} runs again ({item.mode}): {item.why}.")
     if skipped:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from otf_workflows.campaign import Campaign
 from otf_workflows.schemas import Attempt, CycleDocument, StageRecord, now
-from otf_workflows.store import GIVEN_UP
+from otf_workflows.store_labels import GIVEN_UP
 from otf_workflows.types import (
     CampaignState,
     CycleState,
@@ -251,9 +251,9 @@ def adopt_labels(store: Store, engine: Engine, name: str) -> list[str]:
         _, cycle = store.purpose_of(label, name)
         alone = all(job.state == "failed" and job.started is None for job in jobs[key])
         if cycle in gathered and alone and store.claim_adoption(key, name):
-            where = {"campaign": name, "cycle": cycle}
-            engine.submit(relabel(label, campaign=name), **where, kind="relabel")
-            store.event("label adopted: nobody was computing it", label_key=key, **where)
+            flow = relabel(label, campaign=name)
+            engine.submit(flow, campaign=name, cycle=cycle, kind="relabel")
+            store.event("label adopted", campaign=name, cycle=cycle, label_key=key)
             sentences.append(f"{name}: label {key[:10]} was computed by nobody; it runs by itself.")
     return sentences
 

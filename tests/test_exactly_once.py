@@ -20,7 +20,8 @@ from otf_workflows.jobs.gather import gather
 from otf_workflows.jobs.select import select
 from otf_workflows.reconcile import adopt_labels, book_labels
 from otf_workflows.schemas import CycleDocument, Frame, WalkerSegment
-from otf_workflows.store import GIVEN_UP, Store
+from otf_workflows.store import Store
+from otf_workflows.store_labels import GIVEN_UP
 from otf_workflows.types import (
     CycleState,
     FailureCause,

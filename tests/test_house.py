@@ -57,7 +57,6 @@ INSIDE = [
 USUAL_LINES = 500
 MOST_LINES = 700
 LARGE = {
-    "store.py": "the only reader and writer of seven collections",
     "engine/mongod.py": "start, first start, stop and repair of one server belong together",
     "testing/campaigns.py": "a finished campaign as data, for tests of pages and reports",
 }
