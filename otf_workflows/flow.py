@@ -190,7 +190,7 @@ class ProductionMaker(Maker):
         )
 
 
-def relabel(label: LabelDocument, *, campaign: str, numerics: dict[str, Any] | None = None) -> Flow:
+def relabel(label: LabelDocument, *, campaign: str, **changes: Any) -> Flow:
     """Return a workflow of its own for one label; its result joins the next data set.
 
     Parameters
@@ -199,10 +199,10 @@ def relabel(label: LabelDocument, *, campaign: str, numerics: dict[str, Any] | N
         The label.
     campaign
         Who asked for it.
-    numerics
-        Numerical settings for the first try.
+    **changes
+        ``numerics``, ``worker``, ``walltime_s`` of :func:`otf_workflows.jobs.label.label`.
     """
-    job = label_job(label.frame, key=label.key, recipe=label.recipe, numerics=numerics)
+    job = label_job(label.frame, key=label.key, recipe=label.recipe, **changes)
     job.name = f"label {label.key[:10]}"
     job.metadata["label_key"] = label.key
     return Flow([job], name=f"{campaign} label {label.key[:10]} by itself")

@@ -73,13 +73,34 @@ class Site(Section):
         description="Local workers per role: control, md, dft, train.",
     )
     codes: dict[str, Resources] = Field(
-        default_factory=dict, description="Command and resources per DFT code."
+        default_factory=dict,
+        description="Command and resources per DFT code; CODE@NAME for `--worker NAME` of a rerun.",
     )
 
     password: SecretStr | None = Field(None, exclude=True, description="Filled in from its file.")
     source: Path | None = Field(
         None, exclude=True, description="File this was read from; none for the built-in site."
     )
+
+    def resources(self, code: str, worker: str | None = None) -> Resources:
+        """Return command and resources of a DFT code, or of a named variant of it.
+
+        Raises
+        ------
+        ConfigurationError
+            If a variant is asked for that is not in the site file.
+        """
+        if worker is None:
+            return self.codes.get(code, Resources())
+        name = f"{code}@{worker}"
+        if name not in self.codes:
+            known = ", ".join(key for key in self.codes if key.startswith(f"{code}@")) or "none"
+            raise ConfigurationError(
+                f"the site file has no '{name}' under codes (there are: {known})",
+                where=str(self.source) if self.source else None,
+                hint=f"add it: codes: {{{name}: {{command: ..., cores: ..., walltime_s: ...}}}}",
+            )
+        return self.codes[name]
 
     @property
     def resolved_state_dir(self) -> Path:

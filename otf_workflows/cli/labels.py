@@ -80,6 +80,8 @@ def rerun(
     failed: params.Failed = False,
     causes: params.Causes = None,
     settings: params.Numerics = None,
+    walltime: params.Walltime = None,
+    worker: params.OnWorker = None,
     yes: params.Yes = False,
     dry_run: params.DryRun = False,
     as_json: params.AsJson = False,
@@ -101,8 +103,11 @@ def rerun(
     here = session(ctx)
     plan = control.plan_rerun(
         here.store, here.engine, campaign=campaign, cycle=cycle, causes=causes, keys=keys,
-        numerics=params.parse_settings(settings) or None,
+        numerics=params.parse_settings(settings) or None, worker=worker,
+        walltime_s=params.parse_duration(walltime) if walltime else None,
     )  # fmt: skip
+    for item in plan.runnable if worker else ():
+        here.site.resources(here.store.label(item.key).recipe["code"], worker)
     refused = [item for item in plan.items if item.mode == "refused"]
     if dry_run and as_json:
         output.emit_json("otf.rerun/1", {"plan": plan.model_dump(mode="json"), "done": []})
@@ -236,6 +241,9 @@ def _preview(plan: RerunPlan) -> None:
         output.note(
             f"{item.key[:12]}  {item.campaign} cycle {item.cycle}  {cause}  {item.mode}: {item.why}"
         )
+    if plan.walltime_s or plan.worker:
+        limit = f"time limit {output.duration(plan.walltime_s)}" if plan.walltime_s else ""
+        output.note(", ".join(filter(None, [limit, plan.worker and f"worker {plan.worker}"])))
     if plan.numerics:
         changes = ", ".join(f"{key} = {value}" for key, value in plan.numerics.items())
         output.note(f"numerical settings of the first try: {changes}")

@@ -50,6 +50,24 @@ def parse_settings(pairs: list[str] | None) -> dict[str, object]:
     return result
 
 
+def parse_duration(text: str) -> float:
+    """Return seconds for ``4h``, ``90m``, ``1d`` or ``3600``.
+
+    Raises
+    ------
+    InputError
+        If it is none of these.
+    """
+    import re
+
+    from otf_workflows.errors import InputError
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if found is None or float(found.group(1)) <= 0:
+        raise InputError(f"'{text}' is no duration", where="--walltime", hint="--walltime 4h")
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
 CampaignFile = Annotated[
     Path, typer.Argument(metavar="CAMPAIGN.YAML", help="Campaign file.", show_default=False)
 ]
@@ -113,6 +131,14 @@ Numerics = Annotated[
     ),
 ]
 
+Walltime = Annotated[
+    str | None,
+    typer.Option("--walltime", metavar="4h", help="Time limit of each, instead of the site's."),
+]
+OnWorker = Annotated[
+    str | None,
+    typer.Option("--worker", metavar="NAME", help="Resources CODE@NAME of the site file."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with a schema name.")]
 Parsable = Annotated[bool, typer.Option("--parsable", help="Print nothing but the id.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]

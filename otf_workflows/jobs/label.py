@@ -14,6 +14,8 @@ from otf_workflows.types import Stage
 if TYPE_CHECKING:
     from pymongo.database import Database
 
+    from otf_workflows.labelers.base import Resources
+
 
 @otf_job(Stage.LABEL, expose_store=True)
 def label(
@@ -22,6 +24,8 @@ def label(
     key: str,
     recipe: dict[str, Any],
     numerics: dict[str, Any] | None = None,
+    worker: str | None = None,
+    walltime_s: float | None = None,
 ) -> LabelResult:
     """Compute energy, forces and stress of a frame at the level of theory of the recipe.
 
@@ -38,6 +42,10 @@ def label(
         The campaign's ``labels`` section.
     numerics
         Numerical settings for the first try, from a person's rerun.
+    worker
+        Which entry ``CODE@worker`` of the site's codes to use instead of ``CODE``.
+    walltime_s
+        Time limit (s) instead of the site's.
 
     Raises
     ------
@@ -47,7 +55,8 @@ def label(
     from otf_workflows.claims import computed_once
 
     def compute() -> LabelResult:
-        return _compute(frame, key=key, recipe=recipe, numerics=numerics)
+        resources = _resources(recipe["code"], worker=worker, walltime_s=walltime_s)
+        return _compute(frame, key=key, recipe=recipe, resources=resources, numerics=numerics)
 
     database = _database()
     if database is None:
@@ -61,19 +70,29 @@ def label(
     )
 
 
+def _resources(code: str, *, worker: str | None, walltime_s: float | None) -> Resources:
+    from otf_workflows.settings import load_site
+
+    resources = load_site().resources(code, worker)
+    return resources.model_copy(update={"walltime_s": walltime_s}) if walltime_s else resources
+
+
 def _compute(
-    frame: Frame, *, key: str, recipe: dict[str, Any], numerics: dict[str, Any] | None
+    frame: Frame,
+    *,
+    key: str,
+    recipe: dict[str, Any],
+    resources: Resources,
+    numerics: dict[str, Any] | None,
 ) -> LabelResult:
     from otf_workflows.labelers import get_labeler, parse_recipe
-    from otf_workflows.labelers.base import Resources
-    from otf_workflows.settings import load_site
 
     return get_labeler(recipe["code"]).label(
         frame,
         parse_recipe(recipe),
         key=key,
         directory=Path.cwd(),
-        resources=load_site().codes.get(recipe["code"], Resources()),
+        resources=resources,
         numerics=numerics,
     )
 

@@ -102,3 +102,26 @@ def test_a_rerun_of_labels_that_are_done_is_partial(otf, failed_label, finished,
 def test_a_rerun_of_nothing_in_particular_is_refused(otf, site):
     assert otf("labels", "rerun").code == 2
     assert otf("labels", "rerun", "--failed").code == 3
+
+
+def test_a_rerun_with_more_time_on_another_worker_runs_by_itself(
+    otf, failed_label, site, engine, store
+):
+    done = otf("labels", "rerun", failed_label, "--worker", "big", "--yes")
+    assert done.code == 5, "no such worker in the site file"
+    assert store.label(failed_label).state is LabelState.FAILED
+    text = site.source.read_text().replace("codes: {}", "codes: {espresso@big: {cores: 32}}")
+    site.source.write_text(text)
+    words = ("labels", "rerun", failed_label, "--worker", "big", "--walltime", "4h")
+    plan = otf(*words, "--dry-run", "--json").json()["plan"]
+    assert (plan["worker"], plan["walltime_s"]) == ("big", 14400)
+    assert [item["mode"] for item in plan["items"]] == ["detached"]
+    assert otf(*words, "--yes").code == 0
+    spec = engine.launchpad.fireworks.find_one({"spec.label_key": failed_label})["spec"]
+    asked = spec["_tasks"][0]["job"]["function_kwargs"]
+    assert (asked["worker"], asked["walltime_s"]) == ("big", 14400)
+
+
+@pytest.mark.parametrize("text", ["soon", "-1h", "0"])
+def test_a_walltime_must_be_a_duration(otf, failed_label, site, text):
+    assert otf("labels", "rerun", failed_label, f"--walltime={text}", "--dry-run").code == 2
