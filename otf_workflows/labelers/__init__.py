@@ -22,6 +22,7 @@ LABELERS: dict[str, str] = {
     "ase": "otf_workflows.labelers.ase_calculator:AseLabeler",
     "cp2k": "otf_workflows.labelers.cp2k:Cp2kLabeler",
     "espresso": "otf_workflows.labelers.espresso:EspressoLabeler",
+    "gpaw": "otf_workflows.labelers.gpaw_labeler:GpawLabeler",
     "vasp": "otf_workflows.labelers.vasp:VaspLabeler",
 }
 """Code → 'module:Class'. A new code is one file and one line here."""

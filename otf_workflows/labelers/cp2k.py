@@ -123,6 +123,7 @@ class Cp2kRun(ExternalRun):
     numerics_model = Cp2kNumerics
     marks: ClassVar[tuple[Mark, ...]] = (
         (r"SCF run NOT converged", FailureCause.SCF, "the self-consistent cycle did not converge"),
+        (r"GEOMETRY wrong", FailureCause.GEOMETRY, "{program} found atoms on each other"),
         (
             r"(?i)exceeded requested execution time",
             FailureCause.WALLTIME,

@@ -209,7 +209,9 @@ class ExternalRun:
             return self._failed(FailureCause.NODE, f"{{program}} could not be started: {first}")
         for pattern, cause, sentence in (*self.marks, *COMMON_MARKS):
             if found := re.search(pattern, text, re.MULTILINE):
-                details = " ".join(" ".join(found.groups(default="")).split())[:300]
+                # Frames drawn around messages are left out.
+                words = " ".join(found.groups(default="")).split()
+                details = " ".join(w for w in words if not re.fullmatch(r"[*|/\\_O]+", w))[:300]
                 return self._failed(cause, f"{sentence}: {details}" if details else sentence)
         if status > 128:
             return self._signalled(status - 128)
