@@ -31,6 +31,9 @@ POTCAR_HINT = (
     "pmg config --add PMG_VASP_PSP_DIR POTCARS; or give data_dir of vasp in the site file"
 )
 
+EXECUTABLES = ("vasp", "vasp_std", "vasp_gam", "vasp_ncl")
+"""How the programs of VASP end, whatever a cluster puts before."""
+
 
 class VaspLabeler:
     """Computes labels with VASP.
@@ -118,7 +121,7 @@ class VaspLabeler:
         from otf_workflows.labelers.vasp_run import command_of
 
         words = command_of(resources)
-        programs = {words[0], *(word for word in words if Path(word).name.startswith("vasp"))}
+        programs = {words[0], *(word for word in words if Path(word).name.endswith(EXECUTABLES))}
         advice = (
             "load its module (module load vasp), or correct the command of vasp in the site file"
         )

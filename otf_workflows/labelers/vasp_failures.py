@@ -87,7 +87,12 @@ HINTS = {
     FailureCause.GEOMETRY: "atoms sit on each other; exclude the frame",
 }
 
-CORRECTED = (FailureCause.SCF, FailureCause.MEMORY, FailureCause.KILLED, FailureCause.UNKNOWN)
+CORRECTED: tuple[FailureCause, ...] = (
+    FailureCause.SCF,
+    FailureCause.MEMORY,
+    FailureCause.KILLED,
+    FailureCause.UNKNOWN,
+)
 """Causes that another try may mend."""
 
 MOST_CORRECTIONS = 4

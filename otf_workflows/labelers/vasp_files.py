@@ -155,11 +155,11 @@ def write_inputs(
     OSError, ValueError
         If a potential is not to be found.
     """
-    from pymatgen.core import Lattice, Structure
+    from pymatgen.core import Element, Lattice, Structure
 
     structure = Structure(
         Lattice(frame.cell_A),
-        frame.numbers,
+        [Element.from_Z(number) for number in frame.numbers],
         frame.positions_A,
         coords_are_cartesian=True,
         site_properties={"frame_index": list(range(frame.n_atoms))},

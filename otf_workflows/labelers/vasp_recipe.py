@@ -54,6 +54,21 @@ needed. The tetrahedron method (ISMEAR -5) of the Materials Project gives wrong 
 cannot be used below four k-points, and would change to Gaussian smearing when a cell grows: a
 campaign would hold two levels of theory. Gaussian smearing of the same 0.05 eV is used instead."""
 
+IN_WORDS: dict[str, str] = {
+    "mptrj": "VASP PBE, with U on Co, Cr, Fe, Mn, Mo, Ni, V and W in oxides and fluorides, 520 eV",
+    "matpes-pbe": "VASP PBE without U, 680 eV, newer potentials",
+    "matpes-r2scan": "VASP r2SCAN without U, 680 eV, newer potentials",
+}
+"""Each recipe in one line, for pages and messages."""
+
+TRAINED_ON: dict[str, tuple[str, ...]] = {
+    "mptrj": ("chgnet-0.3.0", "chgnet-0.2.0"),
+    "matpes-pbe": (),
+    "matpes-r2scan": ("chgnet-r2scan",),
+}
+"""Registered potentials that were trained on labels like those of a recipe. The r2SCAN labels of
+CHGNet are the Materials Project's own; MatPES differs from them in k-points and smearing."""
+
 ENERGY = "E0 (smearing extrapolated to zero), uncorrected"
 
 
@@ -183,6 +198,31 @@ class VaspRecipe(Recipe):
                 )
             chosen[symbol] = name
         return chosen
+
+    def mismatch(self, potential: str) -> str | None:
+        """Return how labels differ from what a registered potential was trained on, or None.
+
+        Parameters
+        ----------
+        potential
+            Name in :data:`otf_workflows.potentials.POTENTIALS`.
+
+        Raises
+        ------
+        InputError
+            If there is no such potential.
+        """
+        from otf_workflows.potentials import potential_entry
+
+        trained = potential_entry(potential).level_of_theory
+        if potential in TRAINED_ON[self.recipe]:
+            return None
+        suited = [name for name, known in TRAINED_ON.items() if potential in known]
+        advice = f"; the recipe {suited[0]} fits it" if suited else ""
+        return (
+            f"{potential} was trained on {trained}, the labels are {IN_WORDS[self.recipe]}: "
+            f"fine-tuning has to bridge the difference, and needs more labels for it{advice}"
+        )
 
     def problems(self, frame: Frame) -> list[str]:
         """Return what makes this recipe impossible for a frame, in sentences."""

@@ -74,6 +74,7 @@ class VaspRun:
         self._proposed = None
         text, errors = (f.read_text(errors="replace") for f in self.output_files(number))
         output, problem = None, ""
+        converged: bool | None
         try:
             output = read_output(self.directory, self.frame, self.recipe)
             converged = output.converged

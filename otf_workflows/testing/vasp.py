@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forced, _, value = (options.uses or "").partition("=")
     if forced:
         asked[forced] = Incar.proc_val(forced, value)
-    atoms = read("POSCAR", format="vasp")
+    atoms = cast("Atoms", read("POSCAR", format="vasp"))
     names = Path("POTCAR.spec").read_text().split()
     Path("vasprun.xml").write_text(
         _vasprun(atoms, asked, names, options.family, steps=8 if converged else asked["NELM"])

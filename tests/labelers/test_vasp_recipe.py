@@ -150,3 +150,19 @@ def test_cost_counts_valence_electrons_and_half_of_the_mesh():
     frame = Frame(numbers=numbers("Na"), cell_A=cell, positions_A=[[0.0] * 3])
     assert kpoint_rule("matpes-pbe", cell)[1] == [3, 3, 3]
     assert recipe.n_kpoints(frame) == 14
+
+
+def test_a_recipe_says_how_it_differs_from_what_a_potential_was_trained_on():
+    assert VaspRecipe(recipe="mptrj").mismatch("chgnet-0.3.0") is None
+    assert VaspRecipe(recipe="matpes-r2scan").mismatch("chgnet-r2scan") is None
+    sentence = VaspRecipe(recipe="matpes-pbe").mismatch("chgnet-0.3.0")
+    for word in ("PBE+U", "PBE without U", "the recipe mptrj fits it"):
+        assert word in sentence
+
+
+def test_every_trained_potential_that_is_named_is_registered():
+    from otf_workflows.labelers.vasp_recipe import IN_WORDS, TRAINED_ON
+    from otf_workflows.potentials import POTENTIALS
+
+    assert {name for names in TRAINED_ON.values() for name in names} <= POTENTIALS.keys()
+    assert IN_WORDS.keys() == TRAINED_ON.keys() == CHANGES.keys()
