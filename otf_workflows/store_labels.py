@@ -36,6 +36,8 @@ class LabelCollection:
         cycle: int,
     ) -> LabelDocument:
         """Ask for a label; it is created only if nobody ever asked for it."""
+        from pymongo import UpdateOne
+
         wish = {"campaign": campaign, "cycle": cycle, "purpose": str(frame.purpose)}
         document = LabelDocument(
             key=key,
@@ -45,16 +47,19 @@ class LabelCollection:
             recipe=recipe,
             wanted_by=[wish],
         )
-        labels = self.database.otf_labels
-        labels.update_one(
-            {"key": key}, {"$setOnInsert": document.model_dump(mode="python")}, upsert=True
-        )
-        labels.update_one(
-            {"key": key, "wanted_by.campaign": {"$ne": campaign}}, {"$push": {"wanted_by": wish}}
-        )
-        labels.update_one(
-            {"key": key, "state": str(LabelState.FAILED), "reason": GIVEN_UP},
-            {"$set": {"state": str(LabelState.PENDING), "cause": None, "reason": None}},
+        given_up = {"state": str(LabelState.FAILED), "reason": GIVEN_UP}
+        again = {"state": str(LabelState.PENDING), "cause": None, "reason": None}
+        self.database.otf_labels.bulk_write(  # one journey for three steps, in this order
+            [
+                UpdateOne(
+                    {"key": key}, {"$setOnInsert": document.model_dump(mode="python")}, upsert=True
+                ),
+                UpdateOne(
+                    {"key": key, "wanted_by.campaign": {"$ne": campaign}},
+                    {"$push": {"wanted_by": wish}},
+                ),
+                UpdateOne({"key": key, **given_up}, {"$set": again}),
+            ]
         )
         return self.label(key)
 
