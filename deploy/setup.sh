@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Usage: deploy/setup.sh [--dev] [--help]
+Usage: deploy/setup.sh [--dev] [--dft-codes] [--help]
 
 Sets up, in this checkout, whatever is missing:
   .venv            virtual environment with the package, CPU PyTorch and the versions
@@ -14,6 +14,7 @@ Sets up, in this checkout, whatever is missing:
   pseudopotentials from a Python package
 
   --dev            also the tools for tests and checks
+  --dft-codes      also CP2K, ABINIT with pseudopotentials, and GPAW (built in .venv-gpaw)
   --help           this text
 
 Environment
@@ -33,8 +34,10 @@ readonly need_disk_MiB=3000
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
 torch_version=$(sed -n 's/^torch==//p' "$root/deploy/constraints.txt")
+gpaw_venv=$root/.venv-gpaw
 log=$root/.otf/setup.log
 dev=no
+dft_codes=no
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -97,7 +100,14 @@ missing_packages() { # prints the names of missing system packages, one a line
   fi
   command -v pw.x >/dev/null || printf '%s\n' quantum-espresso libopenblas0-pthread
   system_mongod >/dev/null || has_library libcurl.so.4 || printf '%s\n' libcurl4
+  if [[ $dft_codes == yes ]]; then
+    command -v cp2k.psmp >/dev/null || printf '%s\n' cp2k cp2k-data
+    command -v abinit >/dev/null || printf '%s\n' abinit
+    has_gpaw || printf '%s\n' g++ python3-dev libxc-dev libopenblas-dev
+  fi
 }
+
+has_gpaw() { "$gpaw_venv/bin/python" -c 'import gpaw.new, gpaw_data' 2>/dev/null; }
 
 install_system_packages() {
   local -a packages as_root=()
@@ -182,6 +192,19 @@ install_environment() {
   if [[ $kind == dev ]]; then (dev=no && wanted_stamp local >"$venv/.otf-local"); fi
 }
 
+# GPAW gets an environment of its own: it is called, never imported. Without MPI: Debian's compiler
+# wrappers for it want more development packages.
+install_dft_codes() {
+  if ! "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("sparc") is None)'; then
+    step "Installing pseudopotentials for ABINIT" pip_install --no-deps sparc-x-api==1.1.0
+  fi
+  if has_gpaw; then return; fi
+  step "Making an environment for GPAW" "$python" -m venv "$gpaw_venv"
+  printf '%s\n' 'mpi = False' 'compiler = "g++"' 'libraries = ["xc", "openblas"]' >"$root/.otf/gpaw_siteconfig.py"
+  step "Building GPAW (minutes)" env "GPAW_CONFIG=$root/.otf/gpaw_siteconfig.py" \
+    "$gpaw_venv/bin/python" -m pip install --disable-pip-version-check --no-input gpaw==26.7.0 gpaw-data==1.2.1
+}
+
 check_mongod() {
   local mongod
   if mongod=$(system_mongod); then
@@ -198,6 +221,7 @@ main() {
   while [[ $# -gt 0 ]]; do
     case $1 in
     --dev) dev=yes ;;
+    --dft-codes) dft_codes=yes ;;
     -h | --help) usage && exit 0 ;;
     *) die 2 "Unknown option: $1" "next: deploy/setup.sh --help" ;;
     esac
@@ -211,6 +235,7 @@ main() {
   find_python
   install_system_packages
   install_environment
+  if [[ $dft_codes == yes ]]; then install_dft_codes; fi
   check_mongod
   exec 9>&-
   say "Set-up complete after $SECONDS s (log: $log)"

@@ -9,7 +9,8 @@ Usage: deploy/test.sh [--all] [--checks-only] [-- PYTEST OPTIONS]
 Sets up this checkout with the test tools, then runs style, type and import checks and the tests:
 unit, integration (a real mongod, a real pw.x) and a campaign from end to end.
 
-  --all           the tests marked slow as well
+  --all           the tests marked slow as well, and those of CP2K, ABINIT and GPAW, which
+                  deploy/setup.sh --dft-codes installs first
   --checks-only   no tests
   -- OPTIONS      handed to pytest
   --help          this text
@@ -19,12 +20,13 @@ TEXT
 }
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-marks=(-m "not slow")
+marks=(-m "not slow and not dft_codes")
+codes=()
 checks_only=no
 
 while [[ $# -gt 0 ]]; do
   case $1 in
-  --all) marks=() ;;
+  --all) marks=() codes=(--dft-codes) ;;
   --checks-only) checks_only=yes ;;
   -h | --help) usage && exit 0 ;;
   --)
@@ -39,7 +41,7 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 
-"$root/deploy/setup.sh" --dev
+"$root/deploy/setup.sh" --dev "${codes[@]}"
 cd -- "$root"
 python=$root/.venv/bin/python
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

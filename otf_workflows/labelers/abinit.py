@@ -136,6 +136,7 @@ class AbinitRun(ExternalRun):
         FailureCause.UNKNOWN: ({},),
     }
     careful: ClassVar[dict[str, Any]] = {"diemix": min, "nstep": max, "npulayit": max}
+    rubbish: ClassVar[tuple[str, ...]] = ("try-*o_*", "try-*t_*")
 
     def write(self, numerics: dict[str, Any], *, number: int) -> list[str]:
         """Write the input of a try and return the arguments of the command."""

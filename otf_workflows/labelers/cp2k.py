@@ -58,7 +58,7 @@ class Cp2kRecipe(GridRecipe):
     relative_cutoff_Ry: int = Field(
         60, ge=20, le=300, description="Cut-off under a Gaussian of exponent 1 (Ry)."
     )
-    precision: Literal[1e-10, 1e-12, 1e-14] = Field(1e-12, description="EPS_DEFAULT.")
+    precision: float = Field(1e-12, ge=1e-16, le=1e-8, description="EPS_DEFAULT.")
     scf_threshold: float = Field(
         1e-7, ge=1e-10, le=1e-5, description="Change of the density at which the SCF stops."
     )
@@ -71,10 +71,12 @@ class Cp2kRecipe(GridRecipe):
 
     def level(self, **found: Any) -> dict[str, Any]:
         """Return a level of theory; the recipe and the reader of outputs both build it here."""
-        numbers = ("cutoff_Ry", "relative_cutoff_Ry", "precision")
+        numbers = ("cutoff_Ry", "relative_cutoff_Ry")
         rounded = {name: tidy(found[name]) for name in numbers}
-        # CP2K prints three digits.
-        return {**found, **rounded, "scf_threshold": float(f"{found['scf_threshold']:.2e}")}
+        # CP2K prints two digits of the precision and three of the threshold.
+        rounded["precision"] = float(f"{found['precision']:.1e}")
+        rounded["scf_threshold"] = float(f"{found['scf_threshold']:.2e}")
+        return {**found, **rounded}
 
     def level_of_theory(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Return what defines the results for these elements; numerics are left out."""

@@ -123,12 +123,15 @@ class ExternalRun:
     careful: ClassVar[dict[str, Callable[..., Any]]] = {}
     tolerance_A: ClassVar[float] = 1e-5
     """How exactly the output prints cell and positions."""
+    rubbish: ClassVar[tuple[str, ...]] = ()
+    """Patterns of big files that are of no use when the last try is over."""
 
     def __init__(self, frame: Frame, recipe: Any, *, directory: Path, resources: Resources) -> None:
         self.frame = frame
         self.recipe = recipe
         self.directory = directory
         self.resources = resources
+        self.causes = tuple(self.ladder)
         self.result: Output | None = None
 
     @abstractmethod
@@ -142,11 +145,6 @@ class ExternalRun:
     def own_files(self, number: int) -> list[Path]:
         """Return what a try writes beside its standard output and error."""
         return list(self.directory.glob(f"try-{number}[o.-]*"))
-
-    @property
-    def causes(self) -> tuple[FailureCause, ...]:
-        """Causes that this code has a ladder for."""
-        return tuple(self.ladder)
 
     def prepare(self, numerics: dict[str, Any], *, number: int, seconds_left: float) -> list[str]:  # noqa: ARG002
         """Write the input of a try, remove what an earlier one left, return the command line."""
@@ -269,7 +267,12 @@ class ExternalLabeler:
                 "; ".join(lacking), cause=FailureCause.INPUT, attempts=[], directory=directory
             )
         run = self.run_model(frame, recipe, directory=directory, resources=resources)
-        attempts = supervise(run, directory=directory, resources=resources, numerics=numerics)
+        try:
+            attempts = supervise(run, directory=directory, resources=resources, numerics=numerics)
+        finally:
+            for pattern in run.rubbish:
+                for path in directory.glob(pattern):
+                    path.unlink()
         output = run.result
         if output is None:  # supervision ends in a result or in an exception
             raise RuntimeError(f"{run.program} was said to have succeeded without a result")

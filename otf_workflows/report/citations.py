@@ -12,6 +12,8 @@ _CODES = {
     "doi:10.1103/PhysRevB.54.11169",
     "cp2k": "CP2K: Kühne et al., J. Chem. Phys. 152, 194103 (2020), doi:10.1063/5.0007045",
     "gpaw": "GPAW: Mortensen et al., J. Chem. Phys. 160, 092503 (2024), doi:10.1063/5.0182685",
+    "abinit": "ABINIT: Gonze et al., Comput. Phys. Commun. 248, 107042 (2020), "
+    "doi:10.1016/j.cpc.2019.107042",
 }
 _FUNCTIONALS = {
     "PBE": "PBE: Perdew, Burke and Ernzerhof, Phys. Rev. Lett. 77, 3865 (1996), "
