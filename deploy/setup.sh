@@ -103,8 +103,16 @@ missing_packages() { # prints the names of missing system packages, one a line
   if [[ $dft_codes == yes ]]; then
     command -v cp2k.psmp >/dev/null || printf '%s\n' cp2k cp2k-data
     command -v abinit >/dev/null || printf '%s\n' abinit
-    has_gpaw || printf '%s\n' g++ python3-dev libxc-dev libopenblas-dev
+    has_gpaw || missing_to_build_gpaw
   fi
+}
+
+missing_to_build_gpaw() {
+  command -v g++ >/dev/null || printf '%s\n' g++
+  [[ -n $python && -e $("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] ||
+    printf '%s\n' python3-dev
+  [[ -e /usr/include/xc.h ]] || printf '%s\n' libxc-dev
+  compgen -G '/usr/lib/*/libopenblas.so' >/dev/null || printf '%s\n' libopenblas-dev
 }
 
 has_gpaw() { "$gpaw_venv/bin/python" -c 'import gpaw.new, gpaw_data' 2>/dev/null; }

@@ -69,6 +69,6 @@ if [[ ${#failed[@]} -gt 0 ]]; then
   status=1
 fi
 if [[ $checks_only == no ]]; then
-  "$python" -m pytest "${marks[@]}" "$@" || status=$?
+  "$python" -m pytest -n auto --maxprocesses 4 "${marks[@]}" "$@" || status=$?
 fi
 exit "$status"

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 ADMIN = "otf-admin"
 USER = "otf"
 START_TIMEOUT_S = 60.0
+DYING_S = 5.0
 STOP_TIMEOUT_S = 30.0
 CACHE_GB = 0.25
 MIN_FREE_BYTES = 300 * 1024**2
@@ -266,7 +267,13 @@ class EmbeddedMongod:
 
     def _start_on_free_port(self, binary: Path, data: Path) -> None:
         """Start on the remembered port if it is free, else on another one."""
-        port = self._note().get("port")
+        note = self._note()
+        port = note.get("port")
+        # A server that was killed holds its port until the kernel has cleared it away; clients
+        # that know the port find the new server there.
+        deadline = time.monotonic() + (DYING_S if note.get("pid") else 0.0)
+        while port is not None and not is_free(port) and time.monotonic() < deadline:
+            time.sleep(0.05)
         for _ in range(5):
             if port is None or not is_free(port):
                 port = free_port()
