@@ -295,3 +295,12 @@ def test_constraints_pin_public_versions_only():
     assert all(line.count("==") == 1 for line in lines)
     assert not any(mark in text for mark in ("@", "+cpu", "file:", "http", " -e"))
     assert any(line.startswith("torch==") for line in lines)
+
+
+def test_the_other_dft_codes_are_set_up_only_when_asked_for(checkout):
+    """deploy/test.sh asks for them with --all."""
+    assert checkout.run("setup.sh", OTF_SYSTEM_PACKAGES="no").returncode == 0
+    asked = checkout.run("setup.sh", "--dft-codes", OTF_SYSTEM_PACKAGES="no")
+    assert asked.returncode == 5
+    for package in ("cp2k", "abinit"):
+        assert package in asked.stderr
