@@ -119,12 +119,19 @@ def test_site_examples_are_accepted():
         Site.model_validate(example)
 
 
-def test_recipe_example_is_accepted():
+def test_recipe_examples_are_accepted():
     from otf_workflows.labelers import get_labeler
+    from otf_workflows.labelers.base import Resources
 
-    (block,) = blocks(ROOT / "docs/how-to/add_a_dft_code.md", "yaml")
-    recipe = yaml.safe_load(block)["labels"]
-    assert set(recipe) <= set(get_labeler("ase").recipe_model.model_fields)
+    examples = map(yaml.safe_load, blocks(ROOT / "docs/how-to/add_a_dft_code.md", "yaml"))
+    sections = [section for example in examples for section in example.items()]
+    assert [name for name, _ in sections] == ["labels", "labels", "codes"]
+    for name, section in sections:
+        if name == "labels":
+            assert set(section) <= set(get_labeler(section["code"]).recipe_model.model_fields)
+        else:
+            for resources in section.values():
+                Resources.model_validate(resources)
 
 
 def test_every_page_is_found_from_the_index():
