@@ -35,7 +35,7 @@ MARKS: tuple[tuple[str, FailureCause, str], ...] = (
     (
         (
             r"(?i)cannot allocate memory|not enough memory|insufficient virtual memory"
-            r"|out of memory|oom[-_ ]kill|memory limit|error allocating"
+            r"|virtual memory exhausted|out of memory|oom[-_ ]kill|memory limit|error allocating"
         ),
         FailureCause.MEMORY,
         "pw.x ran out of memory",
