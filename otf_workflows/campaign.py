@@ -113,6 +113,9 @@ class Budget(Section):
     max_cycles: int = Field(10, ge=1, description="Cycles, the seeding one included.")
     max_labels: int = Field(200, ge=1, description="DFT calculations, audits included.")
     max_core_hours: float = Field(1000.0, gt=0, description="Core-hours for DFT.")
+    max_electrons: int | None = Field(
+        None, ge=1, description="Electrons of one label: those that the recipe counts, else all."
+    )
 
 
 class Production(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -295,12 +296,21 @@ def _check_material(source: SourceFile, campaign: Campaign) -> None:
             where=source.place(("structure",)),
             hint="check the structure file: units (Å), lattice vectors, atoms given twice",
         )
-    problems = parse_recipe(campaign.labels).problems(frame)
+    recipe = parse_recipe(campaign.labels)
+    problems = recipe.problems(frame)
     if problems:
         raise InputError(
             "; ".join(problems),
             where=source.place(("labels",)),
             hint="change the recipe or the structure",
+        )
+    limit, cells = campaign.budget.max_electrons, prod(campaign.exploration.supercell)
+    n_electrons = getattr(recipe, "n_electrons", sum)(frame.numbers) * cells
+    if limit is not None and n_electrons > limit:
+        raise InputError(
+            f"the cell of the walkers has {n_electrons:g} electrons: nothing would be labelled",
+            where=source.place(("budget", "max_electrons")),
+            hint="raise the limit, or explore a smaller cell (exploration.supercell)",
         )
 
 

@@ -237,6 +237,7 @@ class Selection(Document):
     n_candidates: int = Field(description="Frames proposed by walkers and seeds.")
     n_unphysical: int = Field(description="Dropped by geometry filters, before any DFT.")
     n_duplicates: int = Field(description="Dropped as near-copies of each other or of labels.")
+    n_too_large: int = Field(0, description="Dropped for more electrons than the budget allows.")
     n_over_budget: int = Field(0, description="Dropped because labels or core-hours ran out.")
     keys: list[str] = Field(description="Keys of all labels wanted by this cycle.")
     reused_keys: list[str] = Field(description="Of these, labels that already exist.")

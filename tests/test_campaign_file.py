@@ -251,3 +251,12 @@ def test_no_value_whatever_leads_to_anything_but_a_campaign_or_a_clear_error(wri
     path = write()
     with suppress(OtfError):
         assert isinstance(read_campaign(path, {key: value}), Campaign)
+
+
+def test_a_limit_of_electrons_below_the_explored_cell_is_refused(write):
+    """Li and Cl have 20 electrons together."""
+    assert read_campaign(write(budget={"max_electrons": 20})).budget.max_electrons == 20
+    assert "20 electrons" in str(refusal(write(budget={"max_electrons": 19})))
+    doubled = {"temperatures_K": [300.0], "supercell": [1, 1, 2]}
+    error = refusal(write(budget={"max_electrons": 39}, exploration=doubled))
+    assert "40 electrons" in str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from otf_workflows.campaign import Campaign, SelectionRules
+from otf_workflows.campaign import Budget, Campaign, SelectionRules
 from otf_workflows.jobs.select import choose
 from otf_workflows.schemas import Frame, Origin, WalkerSegment
 from otf_workflows.types import Purpose, StopReason
@@ -107,3 +107,13 @@ def test_the_same_walkers_give_the_same_choice(campaign):
     made = segment([frame(i, 0.2) for i in range(20)], [frame(i, 0.01) for i in range(20, 30)])
     first, second = (ask(campaign, made)[0] for _ in range(2))
     assert [f.origin for f in first] == [f.origin for f in second]
+
+
+def test_a_frame_with_more_electrons_than_the_budget_allows_never_reaches_dft(campaign):
+    """Li and Cl have 20 electrons, two Cl 34."""
+    limited = campaign.model_copy(update={"budget": Budget(max_electrons=20)})
+    large = frame(3, 0.5).model_copy(update={"numbers": [17, 17]})
+    frames, numbers = ask(limited, segment([large, frame(4, 0.5)], []))
+    assert numbers["n_too_large"] == 1
+    assert [f.origin.step for f in frames] == [4]
+    assert ask(campaign, segment([large], []))[1]["n_too_large"] == 0

@@ -104,6 +104,9 @@ def choose(
     pool, bad_pool = _physical([f for s in segments for f in s.pool], campaign=campaign)
     met, bad_met = _physical([f for s in segments for f in s.candidates], campaign=campaign)
     seeded, bad_seeds = _physical(seeds["candidates"] if seeds else [], campaign=campaign)
+    pool, large_pool = _small_enough(pool, campaign=campaign)
+    met, large_met = _small_enough(met, campaign=campaign)
+    seeded, large_seeds = _small_enough(seeded, campaign=campaign)
 
     earlier = [
         document
@@ -138,6 +141,7 @@ def choose(
     numbers = {
         "n_candidates": len(met) + len(seeded) + n_audit,
         "n_unphysical": bad_pool + bad_met + bad_seeds,
+        "n_too_large": large_pool + large_met + large_seeds,
         "n_duplicates": outcome.n_duplicates,
         "n_over_budget": max(rules.labels_per_cycle + rules.audit_per_cycle - wanted, 0),
         "sentences": [sentence, *outcome.sentences] if sentence else list(outcome.sentences),
@@ -166,6 +170,18 @@ def _physical(frames: Sequence[Frame], *, campaign: Campaign) -> tuple[list[Fram
         )
         is None
     ]
+    return good, len(frames) - len(good)
+
+
+def _small_enough(frames: Sequence[Frame], *, campaign: Campaign) -> tuple[list[Frame], int]:
+    """Return the frames within the limit of electrons, and how many are beyond it."""
+    from otf_workflows.labelers import parse_recipe
+
+    limit = campaign.budget.max_electrons
+    if limit is None:
+        return list(frames), 0
+    count = getattr(parse_recipe(campaign.labels), "n_electrons", sum)
+    good = [frame for frame in frames if count(frame.numbers) <= limit]
     return good, len(frames) - len(good)
 
 
