@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from otf_workflows.cli import output, params
+from otf_workflows.cli.session import session
 
 if TYPE_CHECKING:
     from otf_workflows.campaign import Campaign
 
 
 def validate(
+    ctx: typer.Context,
     file: params.CampaignFile,
     *,
     name: params.NewName = None,
     settings: params.Settings = None,
+    cutoff_check: Annotated[
+        bool,
+        typer.Option(
+            "--cutoff-check", help="Run the DFT code at a higher cut-off as well, and compare."
+        ),
+    ] = False,
     as_json: params.AsJson = False,
 ) -> None:
     """Check a campaign file: keys, units, structure, recipe. Nothing is written."""
     campaign = read(file, name=name, settings=settings)
+    if cutoff_check:
+        for line in _cutoff_sentences(ctx, campaign):
+            output.note(line)
     if as_json:
         output.emit_json("otf.campaign/1", {"campaign": campaign.model_dump(mode="json")})
         return
     for line in summary(campaign):
         output.data(line)
+
+
+def _cutoff_sentences(ctx: typer.Context, campaign: Campaign) -> list[str]:
+    import tempfile
+    from pathlib import Path
+
+    from otf_workflows.cutoff_check import check_cutoff
+    from otf_workflows.labelers import parse_recipe
+
+    recipe = parse_recipe(campaign.labels)
+    resources = session(ctx).site.resources(recipe.code)
+    with tempfile.TemporaryDirectory(prefix="otf-cutoff-") as folder:
+        found = check_cutoff(
+            campaign.structure, recipe, directory=Path(folder), resources=resources
+        )
+    return [f"cut-off     {sentence}" for sentence in found.sentences]
 
 
 def read(file: params.CampaignFile, *, name: str | None, settings: list[str] | None) -> Campaign:
