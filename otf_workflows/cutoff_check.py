@@ -113,8 +113,8 @@ def check_cutoff(
     atoms.rattle(RATTLE_A, seed=0)
     frames = [frame, type(frame).from_atoms(atoms, purpose=Purpose.SEED)]
     found = [
-        [_label(f, r, directory / f"{r.cutoff_Ry:g}-{i}", resources) for i, f in enumerate(frames)]
-        for r in recipes
+        [_label(f, r, directory / f"{n}-{i}", resources) for i, f in enumerate(frames)]
+        for n, r in enumerate(recipes)
     ]
     (a, b), (c, d) = found
     pairs = [(a, c), (b, d)]

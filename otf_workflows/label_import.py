@@ -11,7 +11,7 @@ import gzip
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from otf_workflows.labelers.base import Recipe
+    from otf_workflows.labelers.cp2k import Cp2kRecipe
+    from otf_workflows.labelers.vasp_recipe import VaspRecipe
 
 KB_EV_A3 = -0.1 / 160.21766208
 """VASP's kB (compression positive) in eV/Å³ (tension positive): ×(−0.1) GPa, 160.2 GPa in 1."""
@@ -259,7 +261,7 @@ def _vasprun(path: Path, recipe: Recipe) -> Iterator[Calculation | Rejected]:
     if recipe.code == "vasp":
         from otf_workflows.labelers.vasp_files import settings_as_run
 
-        settings = settings_as_run(path, recipe, run=run)
+        settings = settings_as_run(path, cast("VaspRecipe", recipe), run=run)
     limit = int(run.parameters.get("NELM", 60))
     for number, step in enumerate(run.ionic_steps):
         source = f"{path}#{number}"
@@ -372,7 +374,7 @@ def _cp2k(path: Path, recipe: Recipe) -> Iterator[Calculation | Rejected]:
         raise UnusableError("the output does not print its cell and number of atoms")
     n_atoms = int(counted.group(1))
     shell = Frame(numbers=[1] * n_atoms, cell_A=cell, positions_A=[[0.0] * 3] * n_atoms)
-    found = read_output(text, recipe, shell)
+    found = read_output(text, cast("Cp2kRecipe", recipe), shell)
     atoms = Atoms(found.numbers, positions=found.positions_A, cell=found.cell_A, pbc=True)
     yield Calculation(
         source=str(path),
