@@ -67,6 +67,8 @@ def read(file: params.CampaignFile, *, name: str | None, settings: list[str] | N
 
 def summary(campaign: Campaign) -> list[str]:
     """Return what a campaign asks for, a line for each thing."""
+    from otf_workflows.labelers import parse_recipe
+
     explore, budget, production = campaign.exploration, campaign.budget, campaign.production
     per_cycle = campaign.selection.labels_per_cycle + campaign.selection.audit_per_cycle
     kelvins = ", ".join(f"{t:g}" for t in explore.temperatures_K)
@@ -92,6 +94,9 @@ def summary(campaign: Campaign) -> list[str]:
             f"production  {production.steps} steps at {production.temperature_K:g} K, "
             f"supercell {'×'.join(map(str, production.supercell))}"
         )
+    mismatch = parse_recipe(campaign.labels).mismatch(campaign.potential)
+    if mismatch:
+        lines.append(f"mind        {mismatch}")
     return lines
 
 

@@ -43,6 +43,10 @@ class Recipe(BaseModel):
     def problems(self, frame: Frame) -> list[str]:
         """Return what makes this recipe impossible for a frame, in sentences."""
 
+    def mismatch(self, potential: str) -> str | None:  # noqa: ARG002 - recipes that know say so
+        """Return how labels differ from what a potential was trained on; None if not known."""
+        return None
+
 
 class Resources(BaseModel):
     """What one label may use on this machine. Part of the site, never of the physics."""
