@@ -24,6 +24,8 @@ from otf_workflows.jobs.select import select
 from otf_workflows.schemas import Frame, Origin
 
 if TYPE_CHECKING:
+    from jobflow import Job
+
     from otf_workflows.campaign import Campaign
     from otf_workflows.schemas import Calibration, LabelDocument, ModelDocument
 
@@ -66,35 +68,20 @@ class CycleMaker(Maker):
         weights = weights_of(incumbent)
 
         walkers = [
-            explore(
-                repeat(campaign.structure, campaign.exploration.supercell),
-                walker=walker,
-                temperature_K=temperature_K,
-                potential=campaign.potential,
+            self._walker(
+                walker,
+                kelvins,
+                origin=origin,
                 weights=weights,
                 calibration=calibration,
-                rules=campaign.exploration,
-                tolerance_eV_A=campaign.tolerance_eV_A,
-                seed=1000 * campaign.seed + walker,
-                n_pool=pool_size(campaign),
                 checkpoint=output_of(previous, f"explore/{walker}", "blob", "checkpoint"),
-                origin=origin,
             )
-            for walker, temperature_K in enumerate(temperatures(campaign))
+            for walker, kelvins in enumerate(temperatures(campaign))
         ]
-        seeds = [
-            seed(
-                campaign.structure,
-                potential=campaign.potential,
-                rules=campaign.seeding,
-                seed=campaign.seed,
-                origin=origin,
-            )
-        ][: 1 if cycle == 0 and campaign.seeding.n_frames else 0]
-
+        seeds = [self._seed(origin)] if cycle == 0 and campaign.seeding.n_frames else []
         selected = select(
             [walker.output for walker in walkers],
-            seeds[0].output if seeds else None,
+            [frames.output for frames in seeds],
             campaign=campaign,
             cycle=cycle,
         )
@@ -115,12 +102,49 @@ class CycleMaker(Maker):
             calibration=calibration,
             weights_uuid=challenger.uuid,
         )
-        for walker, (job, temperature_K) in enumerate(
-            zip(walkers, temperatures(campaign), strict=True)
-        ):
-            job.name = f"explore {walker} at {temperature_K:g} K"
-        jobs = [*walkers, *seeds, selected, batch, challenger, verdict]
-        return Flow(jobs, output=verdict.output, name=f"{campaign.name} cycle {cycle}")
+        return Flow(
+            [*walkers, *seeds, selected, batch, challenger, verdict],
+            output=verdict.output,
+            name=f"{campaign.name} cycle {cycle}",
+        )
+
+    def _walker(
+        self,
+        walker: int,
+        temperature_K: float,
+        *,
+        origin: Origin,
+        weights: OutputReference | None,
+        calibration: Calibration,
+        checkpoint: OutputReference | None,
+    ) -> Job:
+        campaign = self.campaign
+        job = explore(
+            repeat(campaign.structure, campaign.exploration.supercell),
+            walker=walker,
+            temperature_K=temperature_K,
+            potential=campaign.potential,
+            weights=weights,
+            calibration=calibration,
+            rules=campaign.exploration,
+            tolerance_eV_A=campaign.tolerance_eV_A,
+            seed=1000 * campaign.seed + walker,
+            n_pool=pool_size(campaign),
+            checkpoint=checkpoint,
+            origin=origin,
+        )
+        job.name = f"explore {walker} at {temperature_K:g} K"
+        return job
+
+    def _seed(self, origin: Origin) -> Job:
+        campaign = self.campaign
+        return seed(
+            campaign.structure,
+            potential=campaign.potential,
+            rules=campaign.seeding,
+            seed=campaign.seed,
+            origin=origin,
+        )
 
 
 @dataclass

@@ -65,7 +65,7 @@ def campaign():
 
 
 def ask(campaign, *segments):
-    return choose(segments, None, campaign=campaign, cycle=1, store=EmptyStore())
+    return choose(segments, [], campaign=campaign, cycle=1, store=EmptyStore())
 
 
 def test_uncertain_frames_are_chosen_and_random_ones_audited(campaign):

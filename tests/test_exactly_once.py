@@ -85,7 +85,7 @@ def begin(store, engine):
                 campaign=asked.name, cycle=cycle, state=CycleState.RUNNING, incumbent_id="toy-lj"
             )
         )
-        chosen = select([segment()], None, campaign=asked, cycle=cycle)
+        chosen = select([segment()], [], campaign=asked, cycle=cycle)
         batch = gather(chosen.output, campaign=asked, cycle=cycle)
         engine.submit(Flow([chosen, batch]), campaign=asked.name, cycle=cycle, kind="cycle")
         return batch

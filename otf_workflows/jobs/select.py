@@ -26,7 +26,7 @@ _OPEN = {LabelState.PENDING, LabelState.RUNNING}
 @otf_job(Stage.SELECT)
 def select(
     segments: Sequence[WalkerSegment],
-    seeds: dict[str, list[Frame]] | None,
+    seeds: Sequence[dict[str, list[Frame]]],
     *,
     campaign: Campaign,
     cycle: int,
@@ -91,7 +91,7 @@ def spawn(selection: Selection, labels: Sequence[LabelDocument]) -> Response:
 
 def choose(
     segments: Sequence[WalkerSegment],
-    seeds: dict[str, list[Frame]] | None,
+    seeds: Sequence[dict[str, list[Frame]]],
     *,
     campaign: Campaign,
     cycle: int,
@@ -103,7 +103,9 @@ def choose(
     rules = campaign.selection
     pool, bad_pool = _physical([f for s in segments for f in s.pool], campaign=campaign)
     met, bad_met = _physical([f for s in segments for f in s.candidates], campaign=campaign)
-    seeded, bad_seeds = _physical(seeds["candidates"] if seeds else [], campaign=campaign)
+    seeded, bad_seeds = _physical(
+        [f for made in seeds for f in made["candidates"]], campaign=campaign
+    )
     pool, large_pool = _small_enough(pool, campaign=campaign)
     met, large_met = _small_enough(met, campaign=campaign)
     seeded, large_seeds = _small_enough(seeded, campaign=campaign)
