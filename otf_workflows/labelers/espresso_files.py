@@ -154,7 +154,7 @@ def write_input(
             input_data={"control": control, "system": system, "electrons": electrons},
             pseudopotentials={symbol: found.path.name for symbol, found in files.items()},
             kpts=recipe.grid(frame.cell_A),
-            koffset=(0, 0, 0),
+            koffset=recipe.shift or (0, 0, 0),
         )
 
 

@@ -47,7 +47,11 @@ class EspressoRecipe(Recipe):
         None, ge=40, le=4000, description="Cut-off of the density (Ry); default 4 × cutoff_Ry."
     )
     kpoints: tuple[int, int, int] | None = Field(
-        None, description="Γ-centred grid; either this or kspacing_per_A."
+        None, description="Γ-centred grid, unless shifted; either this or kspacing_per_A."
+    )
+    kpoint_shift: bool = Field(
+        False,
+        description="Shift the grid by half a step (Monkhorst and Pack): half the points if even.",
     )
     kspacing_per_A: float | None = Field(
         None, ge=0.05, le=2.0, description="Largest distance of k-points (1/Å, with 2π)."
@@ -86,6 +90,8 @@ class EspressoRecipe(Recipe):
     def _consistent(self) -> Self:
         if (self.kpoints is None) == (self.kspacing_per_A is None):
             msg = "give either kpoints or kspacing_per_A"
+        elif self.kpoint_shift and self.kpoints is None:
+            msg = "kpoint_shift goes with kpoints"
         elif (self.smearing == Smearing.NONE) != (self.width_Ry is None):
             msg = "smearing and width_Ry belong together: give both or neither"
         elif self.density_cutoff_Ry and self.density_cutoff_Ry < 4 * self.cutoff_Ry:
@@ -141,7 +147,8 @@ class EspressoRecipe(Recipe):
             functional=self.functional,
             cutoff_Ry=self.cutoff_Ry,
             density_cutoff_Ry=self.density_cutoff,
-            kpoints=list(self.kpoints) if self.kpoints else None,
+            # pw.x writes a shifted grid as 'nk1 nk2 nk3 1 1 1', and so does the reader of outputs.
+            kpoints=[*self.kpoints, *self.shift] if self.kpoints else None,
             kspacing_per_A=self.kspacing_per_A,
             smearing=str(self.smearing),
             width_Ry=self.width_Ry,
@@ -182,6 +189,11 @@ class EspressoRecipe(Recipe):
         files = self.files(numbers)
         return sum(files[symbol].valence for symbol in all_symbols(numbers))
 
+    @property
+    def shift(self) -> tuple[int, ...]:
+        """What follows the grid in an input: (1, 1, 1) if it is shifted, nothing otherwise."""
+        return (1, 1, 1) if self.kpoint_shift else ()
+
     def grid(self, cell_A: Any) -> tuple[int, int, int]:
         """Return the grid of k-points for a cell."""
         return self.kpoints or kpoint_grid(cell_A, self.kspacing_per_A or 1.0)
@@ -189,7 +201,9 @@ class EspressoRecipe(Recipe):
     def n_kpoints(self, frame: Frame) -> int:
         """Return the number of k-points computed: time reversal is used, symmetry is not."""
         grid = self.grid(frame.cell_A)
-        own_partners = int(np.prod([1 if n % 2 else 2 for n in grid]))
+        # A point is its own partner at Γ and at the zone boundary.
+        at_boundary = [0 if self.kpoint_shift else 2, 1]
+        own_partners = int(np.prod([at_boundary[n % 2] for n in grid]))
         return (int(np.prod(grid)) + own_partners) // 2
 
 

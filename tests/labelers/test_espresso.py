@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -150,6 +151,13 @@ def test_forces_follow_the_atoms_when_species_are_interleaved(tmp_path):
     assert np.abs(a.forces_eV_A).max() > 0.1
     assert b.energy_eV == pytest.approx(a.energy_eV, abs=1e-5)
     assert a.fingerprint == b.fingerprint
+
+
+def test_a_shifted_grid_is_run_as_asked_and_costs_half(tmp_path):
+    recipe, result = label(silicon(), tmp_path, kpoint_shift=True)
+    assert result.settings_as_run == recipe.level_of_theory([14])
+    printed = (tmp_path / "try-1.out").read_text()
+    assert re.search(r"number of k points=\s+4\b", printed)
 
 
 def test_other_kpoints_than_asked_for_are_seen(tmp_path):

@@ -25,6 +25,7 @@ def recipe(**changes):
         ({"kpoints": None}, "kspacing_per_A"),
         ({"kspacing_per_A": 0.5}, "either"),
         ({"kpoints": [0, 2, 2]}, "kpoints"),
+        ({"kpoints": None, "kspacing_per_A": 0.5, "kpoint_shift": True}, "kpoint_shift"),
         ({"smearing": "cold"}, "width_Ry"),
         ({"width_Ry": 0.01}, "smearing"),
         ({"density_cutoff_Ry": 100}, "density_cutoff_Ry"),
@@ -57,6 +58,7 @@ def test_the_fingerprint_does_not_depend_on_order_or_number_of_atoms(upf_folder)
         {"cutoff_Ry": 51},
         {"density_cutoff_Ry": 240},
         {"kpoints": [2, 2, 3]},
+        {"kpoint_shift": True},
         {"kpoints": None, "kspacing_per_A": 0.6},
         {"smearing": "gaussian", "width_Ry": 0.01},
         {"scf_threshold_Ry": 1e-9},
@@ -131,3 +133,4 @@ def test_kpoints_are_counted_with_time_reversal():
     """Numbers of k-points as pw.x prints them with nosym."""
     assert recipe(kpoints=[3, 3, 3]).n_kpoints(LICL) == 14
     assert recipe(kpoints=[2, 2, 2]).n_kpoints(LICL) == 8
+    assert recipe(kpoints=[2, 2, 2], kpoint_shift=True).n_kpoints(LICL) == 4
