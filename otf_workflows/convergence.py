@@ -233,9 +233,15 @@ def decide(
     row = _row([passed for passed, _ in checks])
     if row >= convergence.cycles:
         how_long = f"for {row} cycles in a row" if row > 1 else "in this cycle"
-        return Decision.CONVERGED, [*sentences, f"Both held {how_long}: converged."]
+        return Decision.CONVERGED, [
+            *sentences,
+            f"The error on audit labels and the share of uncertain MD were acceptable {how_long}.",
+        ]
     if row:
-        sentences = [*sentences, f"Both held for {row} of {convergence.cycles} cycles in a row."]
+        sentences = [
+            *sentences,
+            f"Both were acceptable for {row} of {convergence.cycles} cycles in a row.",
+        ]
     spent = _spent(
         budget,
         n_cycles=len(history),
