@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from typing import TYPE_CHECKING
 
 from otf_workflows.errors import NotFoundError
@@ -280,6 +281,12 @@ def _conditions(
             f"Production ran at {production['temperature_K']:g} K in {repeats} cells. Its DFT "
             "checks are of a run in the labelled cell, which is what DFT can afford."
         )
+        if prod(production["supercell"]) > prod(md["supercell"]):
+            sentences.append(
+                "Uncertainty is that of the worst atom, calibrated on the labelled cell. Among "
+                "more atoms the worst one is worse: the share of production checks above the "
+                "tolerance is larger than that of the walkers, and the two do not compare."
+            )
     if spent.n_labels_reused:
         sentences.append(
             f"{words.count(spent.n_labels_reused, 'label was', 'labels were')} found in the "
