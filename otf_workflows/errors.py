@@ -42,6 +42,10 @@ class OtfError(Exception):
             parts.append(f"next: {self.hint}")
         return "\n".join(parts)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parts as JSON data; FireWorks keeps it beside the traceback of a job."""
+        return {"message": self.what, "where": self.where, "hint": self.hint}
+
 
 class InputError(OtfError, ValueError):
     """The user's input (campaign, structure, option) is wrong: exit code 2."""

@@ -306,9 +306,11 @@ def watch_cycle(store: Store, engine: Engine, name: str) -> list[str]:
     if not broken or document.state.terminal:
         return []
     first = broken[0]
-    message = str((first.failure or {}).get("message") or "no message").splitlines()[-1]
+    failure = first.failure or {}
+    parts = [failure.get("message") or "no message", failure.get("hint")]
+    message = "; ".join(str(part).rstrip(".") for part in parts if part)
     reason = (
-        f"job '{first.name}' ({first.engine_id}) of {last.kind} {last.cycle} failed: {message} "
+        f"job '{first.name}' ({first.engine_id}) of {last.kind} {last.cycle} failed: {message}. "
         f"Once the reason is gone: otf resume {name}"
     )
     store.set_campaign(name, state=CampaignState.FAILED, reason=reason, finished=now())

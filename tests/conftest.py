@@ -1,5 +1,6 @@
 """Fixtures for all tests. What asks for `site`, `database` or `engine` needs mongod."""
 
+import signal
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from otf_workflows.engine import EmbeddedMongod, FireWorksEngine
     from otf_workflows.settings import Site
+
+# Started in the background, a shell lets us ignore SIGINT, and we would hand that on to every
+# program under test. A signal that is handled is back to normal in a child.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _NEED_MONGOD = {"mongod", "site", "database", "engine"}
 

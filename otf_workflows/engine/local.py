@@ -21,7 +21,7 @@ from unittest.mock import patch
 from otf_workflows.engine.base import JobRecord, JobState
 from otf_workflows.engine.records import TRACEBACK_LINES
 from otf_workflows.engine.routing import HELPER, check_stages, role_of
-from otf_workflows.errors import InputError, LabelFailed, NotFoundError, PartialError
+from otf_workflows.errors import InputError, NotFoundError, OtfError, PartialError
 from otf_workflows.types import Stage
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ def _set_states(workflow: _Workflow, old: JobState, new: JobState) -> int:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, LabelFailed):
+    if isinstance(error, OtfError):
         return error.to_dict()
     lines = traceback.format_exc().rstrip().splitlines()
     said = "".join(traceback.format_exception_only(error)).strip().splitlines()
