@@ -187,7 +187,7 @@ class Supervisor:
                     self._recover()
             except OtfError as error:
                 logger.error("%s", error)  # noqa: TRY400
-            except Exception:
+            except Exception:  # whoever looks after the others must not die of one of them
                 logger.exception("The supervisor met an unexpected error and goes on.")
             self._stopping.wait(LOOK_S)
 

@@ -112,7 +112,7 @@ class Worker:
                 self._control(busy=ran)
         except OtfError as error:
             logger.error("Worker %s: %s", self.name, error.what)  # noqa: TRY400
-        except Exception:
+        except Exception:  # a worker outlives the trouble of one job; the log has the traceback
             logger.exception("Worker %s met an unexpected error and goes on.", self.name)
         else:
             return ran
@@ -262,7 +262,7 @@ def watch(worker: Worker, *, parent: int | None) -> None:
     try:
         _leave(worker)
         logger.info("Worker %s ended.", worker.name)
-    except Exception:
+    except Exception:  # leaving must end in any case; recovery puts the job back later
         logger.exception("Worker %s could not put its job back.", worker.name)
     finally:
         _kill_children()
