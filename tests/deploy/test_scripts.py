@@ -84,7 +84,8 @@ class Checkout:
         self.program("python3", PYTHON)
         self.program("python3.venv", VENV_PYTHON)
         self.program("python3.otf", OTF)
-        self.program("pw.x", "#!/bin/bash\n")
+        for name in ("pw.x", "slurmctld", "munged", "chromium", "shellcheck"):
+            self.program(name, "#!/bin/bash\n")
         self.program("mongod", MONGOD.format(version="6.0.5"))
 
     def program(self, name: str, text: str) -> None:
@@ -179,9 +180,17 @@ def test_setup_after_a_change_of_versions_installs_again_but_not_torch(checkout)
 def test_test_tools_include_what_users_need(checkout):
     checkout.run("setup.sh", "--dev")
     before = checkout.pip_calls
-    assert "[dev]" in before[-1]
+    assert "[dashboard,dev]" in before[-1]
     checkout.run("setup.sh")
     assert checkout.pip_calls == before
+
+
+def test_test_tools_include_a_browser_that_users_need_not_have(checkout):
+    checkout.remove("chromium")
+    refused = checkout.run("setup.sh", "--dev", OTF_SYSTEM_PACKAGES="no")
+    assert refused.returncode == 5
+    assert "Missing on this machine: chromium" in refused.stderr
+    assert checkout.run("setup.sh", OTF_SYSTEM_PACKAGES="no").returncode == 0
 
 
 def test_a_failing_installation_shows_its_end_and_is_tried_again(checkout):
@@ -202,7 +211,7 @@ def test_an_old_mongod_on_the_path_is_not_used(checkout):
     checkout.program("mongod", MONGOD.format(version="4.2.24"))
     wheel = checkout.root / ".venv/lib/fiftyone/db/bin/mongod"
     checkout.run("setup.sh")
-    assert "[local]" in checkout.pip_calls[-1]
+    assert "[dashboard,local]" in checkout.pip_calls[-1]
     wheel.parent.mkdir(parents=True)
     shutil.copy(checkout.bin / "mongod", wheel)
     assert checkout.run("setup.sh").returncode == 0
