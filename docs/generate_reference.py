@@ -23,7 +23,7 @@ from otf_workflows import types as choices
 from otf_workflows.campaign import Campaign
 from otf_workflows.labelers import available_codes, get_labeler
 from otf_workflows.labelers.base import Resources
-from otf_workflows.settings import DatabaseSettings, Site, Worker, load_site
+from otf_workflows.settings import DatabaseSettings, Queue, Site, Worker, load_site
 from otf_workflows.validation import range_words
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ RECIPE_INTRO = (
 SITE_INTRO = (
     "Machines, programs and the database, and nothing about physics. Without any file, a site is "
     "this one machine with a MongoDB server of its own."
+)
+QUEUES_INTRO = (
+    "One section per role that runs in a batch system; the other roles are local workers of "
+    "whoever runs `otf launch`."
 )
 DOCUMENTS_INTRO = (
     "Units: eV, Å, eV/Å, K, fs; stress in eV/Å³ with tension positive, as in ASE. Times are UTC. "
@@ -134,6 +138,12 @@ def site_page() -> str:
             f"One section per role: {', '.join(f'`{role}`' for role in choices.Role)}.",
             "",
             *table(Worker),
+            "",
+            "## `queues`",
+            "",
+            QUEUES_INTRO,
+            "",
+            *table(Queue),
             "",
             "## `codes`",
             "",

@@ -12,15 +12,17 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from otf_workflows.errors import ConfigurationError
 from otf_workflows.labelers.base import Resources
-from otf_workflows.types import Role
+from otf_workflows.types import Packing, QueueKind, Role
 
 APP_NAME = "otf-workflows"
 SITE_FILE_VARIABLE = "OTF_SITE_FILE"
 STATE_DIR_VARIABLE = "OTF_STATE_DIR"
+DIRECTIVES = {QueueKind.SLURM: "#SBATCH", QueueKind.PBS: "#PBS", QueueKind.SGE: "#$"}
+"""What a line for the batch system begins with in a job script."""
 
 
 class Section(BaseModel):
@@ -54,6 +56,63 @@ class Worker(Section):
     threads: int = Field(1, ge=1, description="Threads of each, for torch and BLAS.")
 
 
+class Queue(Section):
+    """The batch queue of one role, and what one job of ours asks it for."""
+
+    kind: QueueKind = Field(QueueKind.SLURM, description="Batch system.")
+    partition: str | None = Field(None, description="Partition or queue; the default one if none.")
+    account: str | None = Field(None, description="Account or project that pays.")
+    qos: str | None = Field(None, description="Quality of service.")
+    nodes: int = Field(1, ge=1, description="Nodes of one job.")
+    ranks: int = Field(1, ge=1, description="MPI ranks of one job, on all its nodes together.")
+    cores_per_rank: int = Field(1, ge=1, description="Cores (threads) of each rank.")
+    gpus: int = Field(0, ge=0, description="GPUs per node.")
+    memory_MiB: int | None = Field(
+        None, ge=1, description="Memory per node (MiB); the queue's default if none."
+    )
+    walltime_s: int = Field(3600, ge=60, description="Longest time of one job (s).")
+    environment: list[str] = Field(
+        default_factory=list,
+        description="Shell lines before the worker starts, e.g. 'module load qe/7.2'.",
+    )
+    directives: list[str] = Field(
+        default_factory=list, description="Further '#SBATCH …' ('#PBS …', '#$ …') lines."
+    )
+    max_jobs: int = Field(4, ge=1, description="Jobs of this role in the queue at once.")
+    packing: Packing = Field(
+        Packing.AUTO, description="One label per batch job, or many ('pilot'); 'auto' decides."
+    )
+    side_by_side: int = Field(
+        1, ge=1, description="Labels at once inside one batch job; they share its ranks."
+    )
+    max_idle_s: float = Field(
+        60.0, ge=0, description="A batch job without work ends after so long (s)."
+    )
+    python: str | None = Field(
+        None, description="Python on the compute nodes, if it is not the one that runs 'otf'."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Queue:
+        """Refuse what would only fail when a job is submitted."""
+        mark = DIRECTIVES[self.kind]
+        for line in self.directives:
+            if not line.startswith(mark):
+                msg = f"directives of {self.kind} begin with '{mark}', not '{line}'"
+                raise ValueError(msg)
+        named = (self.partition, self.account, self.qos)
+        if any(len(text.split()) != 1 for text in named if text is not None):
+            msg = "partition, account and qos are single words"
+            raise ValueError(msg)
+        if any("\n" in line for line in (*self.environment, *self.directives)):
+            msg = "environment and directives are lists of single lines"
+            raise ValueError(msg)
+        if self.side_by_side > self.ranks:
+            msg = f"side_by_side is {self.side_by_side}, but there are only {self.ranks} ranks"
+            raise ValueError(msg)
+        return self
+
+
 class Site(Section):
     """One site."""
 
@@ -71,6 +130,10 @@ class Site(Section):
             Role.TRAIN: Worker(),
         },
         description="Local workers per role: control, md, dft, train.",
+    )
+    queues: dict[Role, Queue] = Field(
+        default_factory=dict,
+        description="Batch queue per role; roles not named here are local workers.",
     )
     codes: dict[str, Resources] = Field(
         default_factory=dict,
@@ -280,7 +343,8 @@ def _sentences(error: ValidationError) -> list[str]:
             guess = f", did you mean '{near[0]}'?" if near else ""
             result.append(f"unknown role '{item['loc'][-2]}'{guess}")
         else:
-            result.append(f"{where}: {item['msg'].lower()}")
+            said = item["msg"].removeprefix("Value error, ")
+            result.append(f"{where}: {said[:1].lower()}{said[1:]}")
     return result
 
 

@@ -115,3 +115,22 @@ class Decision(StrEnum):
     CONVERGED = "converged"
     BUDGET_EXHAUSTED = "budget_exhausted"
     STALLED = "stalled"
+
+
+class QueueKind(StrEnum):
+    """Batch systems that roles can be sent to."""
+
+    SLURM = "slurm"
+    PBS = "pbs"
+    SGE = "sge"
+
+
+class Packing(StrEnum):
+    """How labels come into batch jobs."""
+
+    AUTO = "auto"
+    """Chosen by policy: one by one when labels are long against the wait in the queue."""
+    ONE = "one"
+    """One label per batch job, with walltime and memory of its own."""
+    PILOT = "pilot"
+    """Many labels after (or beside) each other in one batch job."""

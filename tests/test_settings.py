@@ -61,6 +61,12 @@ def test_a_named_file_that_is_missing_is_an_error(how, tmp_path, monkeypatch):
         ("workers: {md: {cuont: 3}}", "unknown key 'workers.md.cuont', did you mean 'count'"),
         ("workers: {dtf: {}}", "unknown role 'dtf', did you mean 'dft'"),
         ("codes: {qe: {comand: pw.x}}", "did you mean 'command'"),
+        ("queues: {dft: {partiton: cpu}}", "unknown key 'queues.dft.partiton', did you mean"),
+        ("queues: {gpu: {}}", "unknown role 'gpu'"),
+        ("queues: {dft: {partition: a b}}", "queues.dft: partition, account and qos are single"),
+        ("queues: {dft: {kind: pbs, directives: ['#SBATCH -x n1']}}", "begin with '#PBS', not"),
+        ('queues: {dft: {environment: ["a\\nb"]}}', "lists of single lines"),
+        ("queues: {dft: {side_by_side: 3, ranks: 2}}", "side_by_side is 3, but there are only 2"),
         ("database: {port: 99999}", "database.port: "),
         ("- a\n- b", "not a table"),
         ("a: [", "cannot be read"),
@@ -79,12 +85,18 @@ def test_a_mistake_is_named_with_the_right_spelling(text, message, tmp_path):
 def test_a_whole_site_survives_its_file(tmp_path):
     import yaml
 
-    site = Site(codes={"espresso": {"command": "pw.x"}}, workers={"md": {"count": 3}})
+    site = Site(
+        codes={"espresso": {"command": "pw.x"}},
+        workers={"md": {"count": 3}},
+        queues={"dft": {"partition": "cpu", "ranks": 8, "directives": ["#SBATCH --exclusive"]}},
+    )
     file = tmp_path / "site.yaml"
     file.write_text(yaml.safe_dump(site.model_dump(mode="json")))
     read = load_site(file)
     assert read.model_dump() == site.model_dump()
     assert read.workers[Role.MD].count == 3
+    assert read.queues[Role.DFT].ranks == 8
+    assert list(read.queues) == [Role.DFT]
 
 
 def test_the_password_is_read_from_a_private_file_and_never_shown(tmp_path):
