@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from otf_workflows.errors import ConfigurationError
 from otf_workflows.labelers.base import Resources
-from otf_workflows.types import Packing, QueueKind, Role
+from otf_workflows.types import EngineKind, Packing, QueueKind, Role
 
 APP_NAME = "otf-workflows"
 SITE_FILE_VARIABLE = "OTF_SITE_FILE"
@@ -113,6 +113,42 @@ class Queue(Section):
         return self
 
 
+class RemoteSettings(Section):
+    """How jobflow-remote reaches compute nodes that do not see the database."""
+
+    host: str | None = Field(
+        None, description="Login node to submit from, over SSH; this machine itself if none."
+    )
+    user: str | None = Field(None, description="User on that host, if it is another one.")
+    port: int | None = Field(None, ge=1, le=65535, description="Its SSH port, if it is not 22.")
+    key_file: Path | None = Field(None, description="Private key for that host.")
+    work_dir: Path | None = Field(
+        None,
+        description="Folder of the jobs, seen by the compute nodes; default: 'jobs' in the state "
+        "folder. Needed with host.",
+    )
+    site_file: Path | None = Field(
+        None,
+        description="Site file on that host, for codes and state folder. Needed with host.",
+    )
+    poll_s: float = Field(
+        10.0, gt=0, description="Pause between two looks at the queue and the jobs (s)."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> RemoteSettings:
+        """Refuse a host whose folders nobody named."""
+        needed = {"work_dir": self.work_dir, "site_file": self.site_file}
+        missing = [name for name, value in needed.items() if value is None]
+        if self.host and missing:
+            msg = f"a host needs {' and '.join(missing)} on that host"
+            raise ValueError(msg)
+        if any(path is not None and not path.is_absolute() for path in needed.values()):
+            msg = "work_dir and site_file are absolute paths"
+            raise ValueError(msg)
+        return self
+
+
 class Site(Section):
     """One site."""
 
@@ -134,6 +170,14 @@ class Site(Section):
     queues: dict[Role, Queue] = Field(
         default_factory=dict,
         description="Batch queue per role; roles not named here are local workers.",
+    )
+    engine: EngineKind = Field(
+        EngineKind.FIREWORKS,
+        description="What runs the jobs; 'jobflow-remote' where compute nodes cannot reach the "
+        "database.",
+    )
+    remote: RemoteSettings = Field(
+        default_factory=RemoteSettings, description="For the engine jobflow-remote only."
     )
     codes: dict[str, Resources] = Field(
         default_factory=dict,

@@ -117,6 +117,13 @@ class Decision(StrEnum):
     STALLED = "stalled"
 
 
+class EngineKind(StrEnum):
+    """What runs the jobs."""
+
+    FIREWORKS = "fireworks"
+    JOBFLOW_REMOTE = "jobflow-remote"
+
+
 class QueueKind(StrEnum):
     """Batch systems that roles can be sent to."""
 
