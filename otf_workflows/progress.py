@@ -245,7 +245,7 @@ def campaign_progress(
         If there is no such campaign.
     """
     document = store.campaign(name)
-    cycles = store.cycles(name)
+    cycles = store.cycles(name, light=True)
     current = cycles[-1] if cycles else None
     labels = store.label_counts(name)
     here = (

@@ -203,9 +203,22 @@ class Store(LabelCollection, ModelCollection):
         found = self.database.otf_cycles.find_one(query, {"selection": 1}) or {}
         return Selection.model_validate(found["selection"]) if found.get("selection") else None
 
-    def cycles(self, campaign: str) -> list[CycleDocument]:
-        """Return the cycles of a campaign in order, the production run last."""
-        found = self.database.otf_cycles.find({"campaign": campaign}).sort("cycle", 1)
+    def cycles(self, campaign: str, *, light: bool = False) -> list[CycleDocument]:
+        """Return the cycles of a campaign in order, the production run last.
+
+        Parameters
+        ----------
+        campaign
+            Name of the campaign.
+        light
+            Leave the curves of the walkers out, for lists.
+        """
+        curves = dict.fromkeys(
+            ("walkers.steps", "walkers.sigmas_eV_A", "walkers.temperatures_K"), 0
+        )
+        found = self.database.otf_cycles.find(
+            {"campaign": campaign}, curves if light else None
+        ).sort("cycle", 1)
         return [parse(CycleDocument, item) for item in found]
 
     def set_cycle(self, campaign: str, cycle: int, **fields: Any) -> None:

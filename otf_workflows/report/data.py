@@ -104,7 +104,7 @@ def report_data(store: Store, campaign: str) -> ReportData:
         models=[_model(store, model, document) for model in models],
         coverage=evidence.coverage(),
         production=production,
-        decisions=_decisions(events, cycles),
+        decisions=decisions(events, cycles),
         conditions=_conditions(document, headline, spent, has_production=production is not None),
         settings=file,
         versions=_versions(store, document, models),
@@ -221,8 +221,16 @@ def _model(store: Store, model: ModelDocument, document: CampaignDocument) -> Mo
     )
 
 
-def _decisions(events: Sequence[Event], cycles: Sequence[CycleDocument]) -> list[Occurrence]:
-    """Return events in the order of time, with the reasons that verdicts gave."""
+def decisions(events: Sequence[Event], cycles: Sequence[CycleDocument]) -> list[Occurrence]:
+    """Return events in the order of time, with the reasons that verdicts gave.
+
+    Parameters
+    ----------
+    events
+        Of one campaign, newest first.
+    cycles
+        Its cycles; a verdict that no event told of is added.
+    """
     log = []
     told = set()
     for event in reversed(events):

@@ -11,6 +11,7 @@ import numpy as np
 
 from otf_workflows.report.model import Coverage, HeadlineErrors, ParityTable, UncertaintyPoint
 from otf_workflows.report.words import count
+from otf_workflows.schemas import Calibration
 from otf_workflows.types import Split
 
 if TYPE_CHECKING:
@@ -176,30 +177,16 @@ class Evidence:
         *,
         only: set[str] | None = None,
     ) -> list[UncertaintyPoint]:
-        if not table or not table.get("worst_sigma_eV_A"):
-            return []
         model = self._models.get(model_id)
-        calibrated = bool(model and model.calibration.n)
-        factor = model.calibration.factor if model else 1.0
-        rows = zip(
-            table["keys"],
-            table["worst_sigma_eV_A"],
-            table["worst_error_eV_A"],
-            table["force_predicted"],
-            strict=True,
-        )
-        return [
-            UncertaintyPoint(
+        return list(
+            worst_atoms(
+                table or {},
                 cycle=cycle,
-                calibrated=calibrated,
-                sigma_eV_A=factor * sigma,
-                error_eV_A=error,
-                force_eV_A=float(np.linalg.norm(np.array(forces), axis=1).max()),
+                calibration=model.calibration if model else Calibration(),
                 production=only is not None,
-            )
-            for key, sigma, error, forces in rows
-            if sigma is not None and (only is None or key in only)
-        ]
+                only=only,
+            ).values()
+        )
 
     def _squares(self, model_id: str) -> dict[str, list[float]]:
         """Return squared errors of force components, per element."""
@@ -252,6 +239,50 @@ class Evidence:
     @cached_property
     def _files(self) -> dict[str, dict[str, Any]]:
         return {}
+
+
+def worst_atoms(
+    table: dict[str, Any],
+    *,
+    cycle: int,
+    calibration: Calibration,
+    production: bool = False,
+    only: set[str] | None = None,
+) -> dict[str, UncertaintyPoint]:
+    """Return σ, true error and |F| of the worst atom of each frame, by the key of its label.
+
+    Parameters
+    ----------
+    table
+        ``Evaluation.arrays`` of one model; without uncertainties there are no points.
+    cycle, production
+        Copied into the points.
+    calibration
+        Of the model: calibrated σ = factor × raw σ.
+    only
+        Keys of the labels wanted; all if not given.
+    """
+    if not table.get("worst_sigma_eV_A"):
+        return {}
+    rows = zip(
+        table["keys"],
+        table["worst_sigma_eV_A"],
+        table["worst_error_eV_A"],
+        table["force_predicted"],
+        strict=True,
+    )
+    return {
+        key: UncertaintyPoint(
+            cycle=cycle,
+            calibrated=calibration.n > 0,
+            sigma_eV_A=calibration.factor * sigma,
+            error_eV_A=error,
+            force_eV_A=float(np.linalg.norm(np.array(forces), axis=1).max()),
+            production=production,
+        )
+        for key, sigma, error, forces in rows
+        if sigma is not None and (only is None or key in only)
+    }
 
 
 def _root_mean(squares: list[float]) -> float:
