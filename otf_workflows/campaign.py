@@ -79,6 +79,15 @@ class Quorum(Section):
     """When training starts although labels are missing."""
 
     fraction: float = Field(0.6, gt=0, le=1, description="Share of wanted labels that must be in.")
+    deadline_h: float | None = Field(
+        None,
+        gt=0,
+        description="Hours to wait for all labels, if that share is in; none to wait for the last.",
+    )
+
+    def is_met(self, n_in: int, n_wanted: int) -> bool:
+        """Return whether so many labels are enough."""
+        return n_in >= self.fraction * n_wanted
 
 
 class TrainingRules(Section):

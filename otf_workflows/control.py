@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from otf_workflows.engine.base import RELABEL
 from otf_workflows.errors import InputError, NotFoundError, PartialError
 from otf_workflows.schemas import (
     Calibration,
@@ -249,7 +250,7 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
             engine.rerun([item.engine_id])
         else:
             flow = relabel(store.label(item.key), campaign=item.campaign, **plan.changes)
-            engine.submit(flow, campaign=item.campaign, cycle=item.cycle, kind="relabel")
+            engine.submit(flow, campaign=item.campaign, cycle=item.cycle, kind=RELABEL)
         store.event(
             f"label rerun ({item.mode})",
             campaign=item.campaign,

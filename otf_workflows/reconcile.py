@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from otf_workflows.campaign import Campaign
+from otf_workflows.deadline import let_late_labels_go
+from otf_workflows.engine.base import RELABEL
 from otf_workflows.schemas import Attempt, CycleDocument, StageRecord, now
 from otf_workflows.store_labels import GIVEN_UP
 from otf_workflows.types import (
@@ -252,7 +254,7 @@ def adopt_labels(store: Store, engine: Engine, name: str) -> list[str]:
         alone = all(job.state == "failed" and job.started is None for job in jobs[key])
         if cycle in gathered and alone and store.claim_adoption(key, name):
             flow = relabel(label, campaign=name)
-            engine.submit(flow, campaign=name, cycle=cycle, kind="relabel")
+            engine.submit(flow, campaign=name, cycle=cycle, kind=RELABEL)
             store.event("label adopted", campaign=name, cycle=cycle, label_key=key)
             sentences.append(f"{name}: label {key[:10]} was computed by nobody; it runs by itself.")
     return sentences
@@ -292,7 +294,7 @@ def _attempt(job: JobRecord) -> Attempt:
 
 
 def watch_cycle(store: Store, engine: Engine, name: str) -> list[str]:
-    """Write stage counts and times of the running cycle, and notice a job that failed."""
+    """Write stage counts and times of the running cycle, let late labels go, notice failures."""
     cycles = store.cycles(name)
     if not cycles or not cycles[-1].engine_ids:
         return []
@@ -302,9 +304,12 @@ def watch_cycle(store: Store, engine: Engine, name: str) -> list[str]:
     if stages != last.stages:
         store.set_cycle(name, last.cycle, stages=stages)
     document = store.campaign(name)
+    sentences = []
+    if document.state in _LIVE:
+        sentences = let_late_labels_go(store, engine, document, last, jobs)
     broken = [job for job in jobs if job.state == "failed" and job.stage is not Stage.LABEL]
     if not broken or document.state.terminal:
-        return []
+        return sentences
     first = broken[0]
     failure = first.failure or {}
     parts = [failure.get("message") or "no message", failure.get("hint")]
@@ -315,7 +320,7 @@ def watch_cycle(store: Store, engine: Engine, name: str) -> list[str]:
     )
     store.set_campaign(name, state=CampaignState.FAILED, reason=reason, finished=now())
     store.event("campaign failed", campaign=name, cycle=last.cycle, details={"reason": reason})
-    return [f"{name}: {reason}"]
+    return [*sentences, f"{name}: {reason}"]
 
 
 def stage_records(jobs: list[JobRecord]) -> dict[str, StageRecord]:

@@ -154,7 +154,8 @@ class LabelDocument(Document):
     reason: str | None = Field(None, description="Failure or quarantine, in one sentence.")
     attempts: list[Attempt] = Field(default_factory=list, description="Tries of the last run.")
     earlier: list[Attempt] = Field(
-        default_factory=list, description="Tries before a person's rerun, oldest first."
+        default_factory=list,
+        description="Tries before a rerun, or lost with a batch job, oldest first.",
     )
     result: LabelResult | None = Field(None, description="Only when done or quarantined.")
     adopted: dict[str, Any] | None = Field(
@@ -243,6 +244,10 @@ class Selection(Document):
     reused_keys: list[str] = Field(description="Of these, labels that already exist.")
     new_keys: list[str] = Field(description="Of these, labels to be computed now.")
     threshold_eV_A: float = Field(description="Uncertainty above which a frame is a candidate.")
+    late_keys: list[str] = Field(
+        default_factory=list, description="Of these, let go at the deadline; they join a later set."
+    )
+    asked: datetime | None = Field(None, description="When the labels were asked for (UTC).")
     sentences: list[str] = Field(default_factory=list, description="The decision in words.")
 
 

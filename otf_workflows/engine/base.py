@@ -28,6 +28,8 @@ ROLE_OF_STAGE = {
     Stage.EVALUATE: Role.TRAIN,
 }
 """Stages not listed run on the control role."""
+RELABEL = "relabel"
+"""Kind of a label job that no cycle waits for; its result joins the next data set."""
 
 
 class JobState(StrEnum):
@@ -83,6 +85,12 @@ class Engine(Protocol):
 
     def rerun(self, engine_ids: Sequence[int | str]) -> None:
         """Run failed jobs again whose dependants have not started; refuse others."""
+
+    def let_go(self, engine_ids: Sequence[int | str]) -> list[int | str]:
+        """Let what waits for these jobs go on without them; return those that had not ended.
+
+        They stay jobs of their campaign, of kind ``relabel``, and run when a worker takes them.
+        """
 
     def pause(self, campaign: str) -> int:
         """Hold jobs that have not started; return how many."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.connection import connect, job_store, require_persistent, translated
+from otf_workflows.engine.base import RELABEL
 from otf_workflows.engine.launchpad import HOLDS, launchpad
 from otf_workflows.engine.records import FIREWORK_FIELDS, LAUNCH_FIELDS, job_record
-from otf_workflows.engine.routing import route
+from otf_workflows.engine.routing import LATE, PRIORITY, route
 from otf_workflows.errors import InputError, NotFoundError, PartialError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _NOT_STARTED = ["WAITING", "READY"]
 _UNTOUCHED = {"WAITING", "PAUSED"}
+_ENDED = {"COMPLETED", "FIZZLED", "ARCHIVED"}
 
 
 class FireWorksEngine:
@@ -154,6 +156,26 @@ class FireWorksEngine:
                 hint="compute such a label in a workflow of its own: otf labels rerun",
             )
 
+    def let_go(self, engine_ids: Sequence[int | str]) -> list[int | str]:
+        """Let what waits for these jobs go on without them; return those that had not ended.
+
+        Waiting, running or held, they stay where they are, but nothing depends on them any more.
+        (A defused job would keep its dependants waiting for ever, and one marked as failed would
+        leave its document, launches and all, in the specification of each of them.)
+        """
+        wanted = {int(engine_id) for engine_id in engine_ids}
+        pad = self.launchpad
+        with translated(self.site):
+            workflows = list(pad.workflows.find({"nodes": {"$in": sorted(wanted)}}, {"nodes": 1}))
+            gone = [
+                fw_id
+                for workflow in workflows
+                for fw_id in self._let_go_in_workflow(wanted & set(workflow["nodes"]))
+            ]
+            for campaign in {self._campaign_of(fw_id) for fw_id in gone}:
+                self.apply_hold(campaign)
+        return sorted(gone)
+
     def pause(self, campaign: str) -> int:
         """Hold jobs that have not started, also those yet to be made; return how many."""
         with translated(self.site):
@@ -253,6 +275,28 @@ class FireWorksEngine:
             pad._update_wf(workflow, updated)  # noqa: SLF001 - as rerun_fw does
         self.apply_hold(self._campaign_of(fw_id))
         return None
+
+    def _let_go_in_workflow(self, wanted: set[int]) -> list[int]:
+        """Cut the links from jobs of one workflow that have not ended to what waits for them."""
+        from fireworks.core.launchpad import WFLock
+
+        pad = self.launchpad
+        any_of_them = min(wanted)
+        with WFLock(pad, any_of_them):
+            workflow = pad.get_wf_by_fw_id_lzyfw(any_of_them)
+            gone = sorted(i for i in wanted if workflow.id_fw[i].state not in _ENDED)
+            children = {child for fw_id in gone for child in workflow.links[fw_id]}
+            for fw_id in gone:
+                workflow.links[fw_id] = []
+            updated: set[int] = set()
+            for child in children:
+                updated |= workflow.refresh(child, updated)
+            pad._update_wf(workflow, updated)  # noqa: SLF001 - as rerun_fw does
+        # Last: whoever dies before this line finds them by their old kind, and cuts nothing twice.
+        pad.fireworks.update_many(
+            {"fw_id": {"$in": gone}}, {"$set": {"spec.kind": RELABEL, f"spec.{PRIORITY}": LATE}}
+        )
+        return gone
 
     def _campaign_of(self, fw_id: int) -> str:
         document = self.launchpad.fireworks.find_one({"fw_id": fw_id}, {"spec.campaign": 1})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from otf_workflows.engine.base import JobRecord, JobState
+from otf_workflows.engine.base import RELABEL, JobRecord, JobState
 from otf_workflows.engine.records import TRACEBACK_LINES
 from otf_workflows.engine.routing import HELPER, check_stages, role_of
 from otf_workflows.errors import InputError, NotFoundError, OtfError, PartialError
@@ -151,6 +151,22 @@ class LocalEngine:
                 f"failed, or what depends on them has gone on without them ({refused}).",
                 hint="compute such a label in a workflow of its own: otf labels rerun",
             )
+
+    def let_go(self, engine_ids: Sequence[int | str]) -> list[int | str]:
+        """Let what waits for these jobs go on without them; return those that had not ended.
+
+        A flow runs here to its end within ``submit``, so that this can only be asked of one that
+        is held. It needs no more than its new kind: when the flow runs, a job that is late has
+        ended before anything else could start.
+        """
+        gone = [
+            entry.record
+            for entry in self._entries()
+            if entry.record.engine_id in engine_ids and entry.record.state not in _ENDED
+        ]
+        for record in gone:
+            record.kind = RELABEL
+        return [record.engine_id for record in gone]
 
     def pause(self, campaign: str) -> int:
         """Keep flows of this campaign from now on; nothing is ever half-way here."""

@@ -25,6 +25,8 @@ HELPER = "store_inputs"
 """Name of the job with which jobflow collects the outputs of a replacement."""
 PRIORITIES = {Role.CONTROL: 20, Role.TRAIN: 10, Role.MD: 5, Role.DFT: 1}
 """For workers that serve several roles: what others wait for comes first."""
+LATE = 0
+"""Priority of a label that its cycle waits for no longer."""
 
 
 def route(flow: Flow, *, campaign: str, cycle: int, kind: str) -> Flow:

@@ -46,6 +46,6 @@ def gather(selected: dict[str, Any], *, campaign: Campaign, cycle: int) -> Batch
         n_audit=splits.count(Split.AUDIT),
         fresh_keys=[frame.key for frame in frames if frame.cycle == cycle],
         missing_keys=[key for key in wanted if key not in present],
-        quorum_met=n_in >= campaign.quorum.fraction * len(wanted) and Split.TRAIN in splits,
+        quorum_met=campaign.quorum.is_met(n_in, len(wanted)) and Split.TRAIN in splits,
         frames=frames,
     )

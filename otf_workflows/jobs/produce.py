@@ -76,6 +76,7 @@ def audit(run: ProductionRun, *, campaign: Campaign, cycle: int) -> Response:
         reused_keys=[d.key for d in wanted if d.state is LabelState.DONE],
         new_keys=[document.key for document in mine],
         threshold_eV_A=campaign.tolerance_eV_A,
+        asked=now(),
         sentences=[f"{len(wanted)} random frames of the production run go to DFT."],
     )
     store.set_cycle(campaign.name, cycle, selection=selection)

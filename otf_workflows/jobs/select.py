@@ -9,7 +9,7 @@ from jobflow import Flow, Response
 
 from otf_workflows.jobs import otf_job
 from otf_workflows.jobs.label import label
-from otf_workflows.schemas import Selection
+from otf_workflows.schemas import Selection, now
 from otf_workflows.types import LabelState, Purpose, Stage
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def select(
         reused_keys=[d.key for d in wanted if d.state is LabelState.DONE],
         new_keys=[document.key for document in mine],
         threshold_eV_A=campaign.tolerance_eV_A,
+        asked=now(),
         **numbers,
     )
     selection.sentences.append(

@@ -83,6 +83,23 @@ def test_a_paused_campaign_keeps_its_flows(local):
     assert local.output(made.uuid)["blob"]["numbers"] == [0, 1, 2]
 
 
+def test_a_label_that_is_let_go_runs_by_itself(local):
+    first, second = (
+        staged(report(), Stage.LABEL, label_key="k"),
+        staged(report(), Stage.LABEL, label_key="l"),
+    )
+    gather = staged(collect([first.output, second.output]), Stage.GATHER)
+    local.pause("c")
+    local.submit(Flow([first, second, gather]), **KEY)
+    ids = {job.label_key: job.engine_id for job in local.jobs(campaign="c")}
+    assert local.let_go([ids["k"]]) == [ids["k"]]
+    assert [job.label_key for job in local.jobs(campaign="c", kind="relabel")] == ["k"]
+    local.resume("c")
+    assert {job.state for job in local.jobs(campaign="c")} == {JobState.DONE}
+    assert local.let_go([ids["l"]]) == [], "it has ended"
+    assert [job.label_key for job in local.jobs(campaign="c", kind="cycle")] == ["l", None]
+
+
 def test_a_cancelled_campaign_gives_its_flows_up(local):
     local.pause("c")
     local.submit(Flow([report()]), **KEY)
