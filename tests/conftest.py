@@ -1,5 +1,6 @@
 """Fixtures for all tests. What asks for `site`, `database` or `engine` needs mongod."""
 
+import os
 import signal
 import warnings
 from pathlib import Path
@@ -16,18 +17,19 @@ if TYPE_CHECKING:
 
     from otf_workflows.engine import EmbeddedMongod, FireWorksEngine
     from otf_workflows.settings import Site
+    from otf_workflows.testing.slurm import LocalSlurm
 
 # Started in the background, a shell lets us ignore SIGINT, and we would hand that on to every
 # program under test. A signal that is handled is back to normal in a child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_NEED_MONGOD = {"mongod", "site", "database", "engine"}
+_NEED_SERVICES = {"mongod", "site", "database", "engine", "slurm"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a database as an integration test, so that nobody has to remember."""
+    """Mark what needs a service as an integration test, so that nobody has to remember."""
     for item in items:
-        if _NEED_MONGOD & set(getattr(item, "fixturenames", ())):
+        if _NEED_SERVICES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
 
 
@@ -86,3 +88,19 @@ def engine(site: "Site") -> "Iterator[FireWorksEngine]":
     made = FireWorksEngine(site)
     yield made
     made.close()
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> "Iterator[LocalSlurm]":
+    """A real Slurm with two idle nodes, found by sbatch and the others through SLURM_CONF."""
+    from otf_workflows.testing.slurm import LocalSlurm, missing_programs
+
+    missing = missing_programs()
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"Slurm is not installed: {', '.join(missing)} not found")
+    if missing:
+        pytest.skip("Slurm is not installed (deploy/setup.sh --dev does it)")
+    with LocalSlurm() as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        yield cluster

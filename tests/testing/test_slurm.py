@@ -1,0 +1,75 @@
+"""The private Slurm is a real one: it runs jobs, loses nodes, and leaves nothing behind."""
+
+import time
+
+import psutil
+import pytest
+
+from otf_workflows.errors import ConfigurationError
+from otf_workflows.testing import slurm as module
+from otf_workflows.testing.slurm import LocalSlurm
+
+
+def submit(slurm, folder, lines, *options):
+    script = folder / "job.sh"
+    script.write_text("\n".join(["#!/bin/bash", *lines]) + "\n")
+    return slurm.run("sbatch", "--parsable", "--chdir", str(folder), *options, str(script)).strip()
+
+
+def wait_for(reached, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_jobs_run_on_both_partitions_and_a_node_that_is_down_takes_none(slurm, tmp_path):
+    submit(slurm, tmp_path, ["hostname > cpu", "echo $SLURMD_NODENAME >> cpu"], "--partition=dft")
+    submit(
+        slurm, tmp_path, ["echo gpu$CUDA_VISIBLE_DEVICES > gpu"], "--partition=gpu", "--gres=gpu:1"
+    )
+    wait_for((tmp_path / "gpu").exists)
+    wait_for(lambda: not slurm.run("squeue", "-h").strip())
+    assert "cpu1" in (tmp_path / "cpu").read_text()
+    assert (tmp_path / "gpu").read_text() == "gpu0\n"
+    slurm.node_down("cpu1")
+    assert slurm.node_state("cpu1").startswith("down")
+    submit(slurm, tmp_path, ["touch late"])
+    time.sleep(1)
+    assert slurm.run("squeue", "-h", "-t", "PENDING").strip()
+    slurm.node_up("cpu1")
+    wait_for((tmp_path / "late").exists)
+
+
+def test_stopping_kills_the_jobs_and_removes_the_folder(slurm, tmp_path):
+    submit(slurm, tmp_path, ["echo $$ > pid", "trap '' TERM", "sleep 300"])
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    pid = int((tmp_path / "pid").read_text())
+    job = psutil.Process(pid)
+    folder = slurm.folder
+    slurm.stop()
+    wait_for(lambda: not job.is_running() or job.status() == psutil.STATUS_ZOMBIE)
+    assert not slurm.is_running()
+    assert not folder.exists()
+
+
+def test_jobs_survive_a_restart_of_the_controller(slurm, tmp_path):
+    job = submit(slurm, tmp_path, ["sleep 300"])
+    wait_for(lambda: slurm.run("squeue", "-h", "-t", "RUNNING").strip())
+    slurm.restart_controller()
+    assert slurm.run("squeue", "-h", "-t", "RUNNING", "-o", "%i").strip() == job
+
+
+def test_missing_programs_are_named_with_the_command_that_installs_them(monkeypatch):
+    monkeypatch.setattr(module, "_find_program", lambda _: None)
+    with pytest.raises(ConfigurationError, match="slurmctld") as caught, LocalSlurm():
+        pass
+    assert "apt-get install" in caught.value.hint
+
+
+def test_a_cluster_by_hand_is_found_again_and_ended(slurm, capsys):
+    assert module.main(["up", str(slurm.folder)]) == 0  # it is up: nothing is started twice
+    assert "cpu1" in capsys.readouterr().out
+    assert module.main(["status", str(slurm.folder)]) == 0
+    assert module.main(["down", str(slurm.folder)]) == 0
+    assert module.main(["status", str(slurm.folder)]) == 1
