@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from otf_workflows.cli import (
     control,
+    dashboard,
     doctor,
     export,
     init,
@@ -124,6 +125,7 @@ app.command("submit", rich_help_panel=_RUN)(submit.submit)
 app.command("up", rich_help_panel=_RUN)(services.up)
 app.command("down", rich_help_panel=_RUN)(services.down)
 app.command("status", rich_help_panel=_LOOK)(status.status)
+app.add_typer(dashboard.app, name="dashboard", rich_help_panel=_LOOK)
 app.add_typer(labels.app, name="labels", rich_help_panel=_LOOK)
 app.add_typer(models.app, name="models", rich_help_panel=_LOOK)
 app.command("lineage", rich_help_panel=_LOOK)(lineage.lineage)

@@ -1,0 +1,1 @@
+"""One router per page: ask a query, show a template."""

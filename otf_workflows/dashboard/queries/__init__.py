@@ -1,0 +1,1 @@
+"""What the pages show, read from MongoDB with projections; nothing here writes."""
