@@ -31,6 +31,9 @@ NAVIGATION = [
 ]
 """Route names in the order of the menu; those without a route are left out."""
 
+KEYS = {"glance": "h", "campaigns": "c", "labels": "l", "jobs": "j", "models": "m", "health": "s"}
+"""The key that opens a page, after ``g``."""
+
 ICONS = {
     "done": "✔", "converged": "✔", "completed": "✔", "promoted": "✔", "ok": "✔",
     "running": "▶", "producing": "▶", "emitting": "▶",
@@ -146,6 +149,7 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     settings = app.state.settings
     html = app.state.templates.get_template(template).render(
         request=request,
+        menu_keys=KEYS,
         menu=[(name, text) for name, text in NAVIGATION if addresses.knows(name)],
         allow_actions=settings.allow_actions,
         **context,
