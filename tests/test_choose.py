@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from otf_workflows.campaign import Budget, Campaign, SelectionRules
+from otf_workflows.exploration import ProductionRun
+from otf_workflows.jobs.produce import audit
 from otf_workflows.jobs.select import choose
-from otf_workflows.schemas import Frame, Origin, WalkerSegment
-from otf_workflows.types import Purpose, StopReason
+from otf_workflows.schemas import CycleDocument, Frame, Origin, WalkerSegment
+from otf_workflows.store import Store, using
+from otf_workflows.types import CycleState, Purpose, StopReason
 
 CELL = [[5.0, 0, 0], [0, 5.0, 0], [0, 0, 5.0]]
 
@@ -117,3 +120,37 @@ def test_a_frame_with_more_electrons_than_the_budget_allows_never_reaches_dft(ca
     assert numbers["n_too_large"] == 1
     assert [f.origin.step for f in frames] == [4]
     assert ask(campaign, segment([large], []))[1]["n_too_large"] == 0
+
+
+def test_the_decision_says_what_was_dropped(campaign):
+    limited = campaign.model_copy(update={"budget": Budget(max_electrons=20)})
+    large = frame(3, 0.5).model_copy(update={"numbers": [17, 17]})
+    crushed = frame(4, 0.5).model_copy(update={"positions_A": [[0, 0, 0], [0.1, 0, 0]]})
+    sentences = ask(limited, segment([large, crushed, frame(5, 0.5)], []))[1]["sentences"]
+    (told,) = [sentence for sentence in sentences if "no DFT" in sentence]
+    assert "1 are unphysical and 1 have more electrons" in told
+    assert not any(
+        "no DFT" in s for s in ask(campaign, segment([frame(5, 0.5)], []))[1]["sentences"]
+    )
+
+
+def test_audits_of_the_production_run_meet_the_same_limits_and_are_counted(campaign, database):
+    limited = campaign.model_copy(update={"budget": Budget(max_electrons=20)})
+    large = frame(1, 0.5).model_copy(update={"numbers": [17, 17]})
+    crushed = frame(2, 0.5).model_copy(update={"positions_A": [[0, 0, 0], [0.1, 0, 0]]})
+    run = ProductionRun.model_construct(candidates=[large, frame(3, 0.5), crushed])
+    store = Store(database)
+    store.open_cycle(
+        CycleDocument(
+            campaign="c", cycle=1, kind="production", state=CycleState.RUNNING, incumbent_id="m"
+        )
+    )
+    with using(store):
+        response = audit.original(run, campaign=limited, cycle=1)
+    assert len(response.replace.jobs) == 1
+    selection = store.selection("c", 1)
+    assert (selection.n_candidates, selection.n_unphysical, selection.n_too_large) == (3, 1, 1)
+    assert selection.n_duplicates == 0
+    (label,) = store.labels()
+    assert label.frame.origin.step == 3
+    assert label.frame.purpose is Purpose.AUDIT

@@ -10,7 +10,7 @@ import base64
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from jobflow import CURRENT_JOB, JobConfig, OnMissing, job
+from jobflow import CURRENT_JOB, JobConfig, OnMissing, OutputReference, job
 
 from otf_workflows.schemas import BLOB_KEYS
 
@@ -58,6 +58,19 @@ def otf_job(
         return build
 
     return decorate
+
+
+def earlier_output() -> Any | None:
+    """Return what the current job returned when it ran before; None if it never got so far.
+
+    The job must be made with ``expose_store``. So a plain rerun of a long job costs nothing, and
+    what others have taken from its output (checkpoints, weights) stays what it was.
+    """
+    if CURRENT_JOB.store is None:
+        return None
+    return OutputReference(CURRENT_JOB.job.uuid).resolve(
+        CURRENT_JOB.store, on_missing=OnMissing.NONE
+    )
 
 
 def load_model(potential: str, weights: str | None) -> Potential:

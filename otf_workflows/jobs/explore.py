@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from otf_workflows.jobs import load_model, otf_job, scratch_folder
+from otf_workflows.jobs import earlier_output, load_model, otf_job, scratch_folder
 from otf_workflows.schemas import Checkpoint
 from otf_workflows.types import Stage
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from otf_workflows.schemas import Calibration, Frame, Origin, WalkerSegment
 
 
-@otf_job(Stage.EXPLORE)
+@otf_job(Stage.EXPLORE, expose_store=True)
 def explore(
     start: Frame,
     *,
@@ -57,6 +57,8 @@ def explore(
     """
     from otf_workflows.exploration import explore as advance
 
+    if (earlier := earlier_output()) is not None:
+        return earlier
     scratch = scratch_folder()
     segment = advance(
         start,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otf_workflows.jobs import load_model, otf_job, scratch_folder
+from otf_workflows.jobs import earlier_output, load_model, otf_job, scratch_folder
 from otf_workflows.schemas import Calibration, TrainingResult
 from otf_workflows.types import Split, Stage
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from otf_workflows.schemas import Batch, LabelledFrame
 
 
-@otf_job(Stage.FINETUNE)
+@otf_job(Stage.FINETUNE, expose_store=True)
 def finetune(
     batch: Batch,
     *,
@@ -34,7 +34,8 @@ def finetune(
     """Train a challenger on all labels so far and measure everybody on labels nobody trained on.
 
     Training starts from the pretrained weights in every cycle: with all labels at hand this costs
-    little and lets no early mistake drift along (``docs/explanation/the_cycle.md``).
+    little and lets no early mistake drift along (``docs/explanation/the_cycle.md``). A job that
+    runs again on the same data set returns its model; walkers may be using those weights.
 
     Parameters
     ----------
@@ -56,6 +57,9 @@ def finetune(
 
     if not batch.quorum_met:
         return None
+    earlier = earlier_output()
+    if earlier is not None and earlier.dataset_hash == batch.dataset_hash:
+        return earlier
     started = time.perf_counter()
     pretrained = load_model(campaign.potential, None)
     incumbent = load_model(campaign.potential, weights) if weights else pretrained

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otf_workflows.errors import OtfError
-from otf_workflows.jobs import load_model, otf_job, scratch_folder
+from otf_workflows.jobs import earlier_output, load_model, otf_job, scratch_folder
 from otf_workflows.schemas import PropertyDocument, Selection, now
 from otf_workflows.types import CycleState, LabelState, Purpose, Split, Stage
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from otf_workflows.schemas import Batch, Calibration, Frame, Origin
 
 
-@otf_job(Stage.PRODUCE)
+@otf_job(Stage.PRODUCE, expose_store=True)
 def produce(
     start: Frame,
     *,
@@ -36,6 +36,8 @@ def produce(
     """Run the long MD with the promoted model, and a short one whose frames DFT can check."""
     from otf_workflows.exploration import run_production
 
+    if (earlier := earlier_output()) is not None:
+        return earlier
     explored = campaign.exploration
     scratch = scratch_folder()
     run = run_production(
@@ -61,23 +63,30 @@ def produce(
 @otf_job(Stage.AUDIT)
 def audit(run: ProductionRun, *, campaign: Campaign, cycle: int) -> Response:
     """Ask DFT about random frames of the production run: labels that no model has seen."""
-    from otf_workflows.jobs.select import spawn
+    from otf_workflows.jobs.select import fit_for_dft, spawn, spawn_again
     from otf_workflows.ledger import request
     from otf_workflows.store import current_store
 
     store = current_store()
-    frames = [frame.model_copy(update={"purpose": Purpose.AUDIT}) for frame in run.candidates]
+    earlier = store.selection(campaign.name, cycle)
+    if earlier is not None:
+        return spawn_again(store, earlier)
+    fit, dropped = fit_for_dft(run.candidates, campaign=campaign)
+    frames = [frame.model_copy(update={"purpose": Purpose.AUDIT}) for frame in fit]
     wanted, mine = request(store, frames, campaign=campaign, cycle=cycle)
     selection = Selection(
-        n_candidates=len(frames),
-        n_unphysical=0,
+        n_candidates=len(run.candidates),
+        **dropped.counts(),
         n_duplicates=len(frames) - len(wanted),
         keys=[document.key for document in wanted],
         reused_keys=[d.key for d in wanted if d.state is LabelState.DONE],
         new_keys=[document.key for document in mine],
         threshold_eV_A=campaign.tolerance_eV_A,
         asked=now(),
-        sentences=[f"{len(wanted)} random frames of the production run go to DFT."],
+        sentences=[
+            f"{len(wanted)} random frames of the production run go to DFT.",
+            *filter(None, [dropped.sentence()]),
+        ],
     )
     store.set_cycle(campaign.name, cycle, selection=selection)
     return spawn(selection, mine)
@@ -137,6 +146,9 @@ def conclude(
     from otf_workflows.store import current_store
 
     store = current_store()
+    if store.closed_cycle(campaign.name, cycle) is not None:
+        # A plain rerun of a job of ours: what was written stands.
+        return {"model_id": run.model_id, "n_steps_run": run.n_steps_run}
     frames = run.frames()
     if not frames:
         raise OtfError(

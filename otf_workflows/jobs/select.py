@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,8 +54,7 @@ def select(
     store = current_store()
     earlier = store.selection(campaign.name, cycle)
     if earlier is not None:
-        # This job runs again: the choice stands, and only what is not computed yet is spawned.
-        return spawn(earlier, [d for d in store.labels(keys=earlier.keys) if d.state in _OPEN])
+        return spawn_again(store, earlier)
     chosen, numbers = choose(segments, seeds, campaign=campaign, cycle=cycle, store=store)
     wanted, mine = request(store, chosen, campaign=campaign, cycle=cycle)
     selection = Selection(
@@ -90,6 +90,14 @@ def spawn(selection: Selection, labels: Sequence[LabelDocument]) -> Response:
     return Response(replace=Flow(jobs, output=output, name="labels"))
 
 
+def spawn_again(store: Store, selection: Selection) -> Response:
+    """Return what a select or audit job answers that runs again.
+
+    The choice stands, and only what is not computed yet is spawned.
+    """
+    return spawn(selection, [d for d in store.labels(keys=selection.keys) if d.state in _OPEN])
+
+
 def choose(
     segments: Sequence[WalkerSegment],
     seeds: Sequence[dict[str, list[Frame]]],
@@ -102,14 +110,12 @@ def choose(
     from otf_workflows.selection import select_frames
 
     rules = campaign.selection
-    pool, bad_pool = _physical([f for s in segments for f in s.pool], campaign=campaign)
-    met, bad_met = _physical([f for s in segments for f in s.candidates], campaign=campaign)
-    seeded, bad_seeds = _physical(
+    pool, bad_pool = fit_for_dft([f for s in segments for f in s.pool], campaign=campaign)
+    met, bad_met = fit_for_dft([f for s in segments for f in s.candidates], campaign=campaign)
+    seeded, bad_seeds = fit_for_dft(
         [f for made in seeds for f in made["candidates"]], campaign=campaign
     )
-    pool, large_pool = _small_enough(pool, campaign=campaign)
-    met, large_met = _small_enough(met, campaign=campaign)
-    seeded, large_seeds = _small_enough(seeded, campaign=campaign)
+    dropped = bad_pool + bad_met + bad_seeds
 
     earlier = [
         document
@@ -143,11 +149,10 @@ def choose(
     wanted = n_free + n_seeds + n_audit
     numbers = {
         "n_candidates": len(met) + len(seeded) + n_audit,
-        "n_unphysical": bad_pool + bad_met + bad_seeds,
-        "n_too_large": large_pool + large_met + large_seeds,
+        **dropped.counts(),
         "n_duplicates": outcome.n_duplicates,
         "n_over_budget": max(rules.labels_per_cycle + rules.audit_per_cycle - wanted, 0),
-        "sentences": [sentence, *outcome.sentences] if sentence else list(outcome.sentences),
+        "sentences": [*filter(None, [sentence, dropped.sentence()]), *outcome.sentences],
     }
     return [*audits, *seeded[:n_seeds], *picked], numbers
 
@@ -157,35 +162,51 @@ def _place(frame: Frame) -> tuple[int | None, int | None]:
     return frame.origin.walker, frame.origin.step
 
 
-def _physical(frames: Sequence[Frame], *, campaign: Campaign) -> tuple[list[Frame], int]:
-    """Return the frames that DFT can be spent on, and how many are not so."""
-    from otf_workflows.selection import geometry_problem
+@dataclass(frozen=True)
+class Dropped:
+    """How many frames DFT is not spent on, and why."""
+
+    n_unphysical: int = 0
+    n_too_large: int = 0
+
+    def __add__(self, other: Dropped) -> Dropped:
+        return Dropped(self.n_unphysical + other.n_unphysical, self.n_too_large + other.n_too_large)
+
+    def counts(self) -> dict[str, int]:
+        """Return them as fields of a :class:`~otf_workflows.schemas.Selection`."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """Return them in words; nothing if there are none."""
+        reasons = {
+            "are unphysical": self.n_unphysical,
+            "have more electrons than the budget allows": self.n_too_large,
+        }
+        parts = [f"{n} {why}" for why, n in reasons.items() if n]
+        return f"Of the frames met, {' and '.join(parts)}: no DFT for these." if parts else ""
+
+
+def fit_for_dft(frames: Sequence[Frame], *, campaign: Campaign) -> tuple[list[Frame], Dropped]:
+    """Return the frames that DFT can be spent on, and how many are not so.
+
+    Parameters
+    ----------
+    frames
+        Candidates, audits or seeds.
+    campaign
+        Its ``exploration.min_distance_ratio`` and ``budget.max_electrons`` count.
+    """
+    from otf_workflows.labelers import parse_recipe
+    from otf_workflows.selection import frame_problem
 
     ratio = campaign.exploration.min_distance_ratio
-    good = [
-        frame
-        for frame in frames
-        if geometry_problem(
-            np.array(frame.numbers),
-            np.array(frame.cell_A),
-            np.array(frame.positions_A),
-            min_distance_ratio=ratio,
-        )
-        is None
-    ]
-    return good, len(frames) - len(good)
-
-
-def _small_enough(frames: Sequence[Frame], *, campaign: Campaign) -> tuple[list[Frame], int]:
-    """Return the frames within the limit of electrons, and how many are beyond it."""
-    from otf_workflows.labelers import parse_recipe
-
     limit = campaign.budget.max_electrons
-    if limit is None:
-        return list(frames), 0
-    count = getattr(parse_recipe(campaign.labels), "n_electrons", sum)
-    good = [frame for frame in frames if count(frame.numbers) <= limit]
-    return good, len(frames) - len(good)
+    sound = [f for f in frames if frame_problem(f, min_distance_ratio=ratio) is None]
+    good = sound
+    if limit is not None:
+        count = getattr(parse_recipe(campaign.labels), "n_electrons", sum)
+        good = [frame for frame in sound if count(frame.numbers) <= limit]
+    return good, Dropped(len(frames) - len(sound), len(sound) - len(good))
 
 
 def _allowance(
