@@ -1,0 +1,90 @@
+"""What runs on a compute node: one job in its folder, without any database.
+
+``python -m otf_workflows.engine.remote.execute FOLDER``
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from otf_workflows.engine.remote.failures import note
+from otf_workflows.errors import OtfError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+LOCK = "otf.lock"
+RESULT = "jfremote_out.json"
+
+
+def execute(folder: Path) -> bool:
+    """Run the job of a folder unless it has run; return whether it was run now.
+
+    A runner that dies while it submits a job submits it a second time. The second one waits here
+    until the first is done, and finds the result.
+
+    Parameters
+    ----------
+    folder
+        Made by the runner; holds the job and will hold its result.
+    """
+    from jobflow_remote.jobs.run import run_remote_job
+
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if has_ended(folder):
+            return False
+        with _noting_failures():
+            run_remote_job(folder)
+    return True
+
+
+def has_ended(folder: Path) -> bool:
+    """Tell whether the job of a folder has written down its result or its error."""
+    try:
+        written = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(written.get("response") or written.get("error"))
+
+
+@contextmanager
+def _noting_failures() -> Iterator[None]:
+    """Put the data of our errors under the traceback, which is all that jobflow-remote keeps."""
+    from jobflow import Job
+
+    original = Job.run
+
+    def run(job: Job, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(job, *args, **kwargs)
+        except OtfError as error:
+            error.add_note(note(error))
+            raise
+
+    with patch.object(Job, "run", run):
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one job as a program.
+
+    Parameters
+    ----------
+    arguments
+        The folder.
+    """
+    (folder,) = sys.argv[1:] if arguments is None else arguments
+    if not execute(Path(folder)):
+        sys.stdout.write("The job has run already; its result stands.\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
