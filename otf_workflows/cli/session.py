@@ -49,9 +49,9 @@ class Session:
     @cached_property
     def engine(self) -> Engine:
         """What runs the jobs."""
-        from otf_workflows.engine.fireworks_engine import FireWorksEngine
+        from otf_workflows.engine.choice import open_engine
 
-        return FireWorksEngine(self.site)
+        return open_engine(self.site)
 
     @property
     def dft_workers(self) -> int:

@@ -62,9 +62,9 @@ class Backend:
         """What runs the jobs; for actions only, since it imports FireWorks."""
         with self._lock:
             if self._engine is None:
-                from otf_workflows.engine.fireworks_engine import FireWorksEngine
+                from otf_workflows.engine.choice import open_engine
 
-                self._engine = FireWorksEngine(self.site)
+                self._engine = open_engine(self.site)
             return self._engine
 
     @property

@@ -1,6 +1,6 @@
-"""Whatever runs the jobs: FireWorks with its workers and database, or this process alone.
+"""Whatever runs the jobs: FireWorks with its workers, jobflow-remote, or this process alone.
 
-Only this package uses FireWorks. Its names are looked up when they are first used, so that
+Only this package uses either of them. Its names are looked up when they are first used, so that
 importing the package costs nothing.
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otf_workflows.engine.base import Engine, JobRecord, JobState
+    from otf_workflows.engine.choice import open_engine
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
     from otf_workflows.engine.local import LocalEngine
     from otf_workflows.engine.mongod import EmbeddedMongod
@@ -24,6 +25,7 @@ __all__ = [
     "JobState",
     "LocalEngine",
     "Supervisor",
+    "open_engine",
     "services",
 ]
 
@@ -35,6 +37,7 @@ _HOMES = {
     "JobState": "base",
     "LocalEngine": "local",
     "Supervisor": "supervisor",
+    "open_engine": "choice",
     "services": "supervisor",
 }
 
