@@ -159,17 +159,36 @@ def decode_trajectory(text: str) -> list[Atoms]:
 
     if not text:
         return []
-    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as data:
-        numbers, steps, cells = data["numbers"], data["steps"], data["cells"]
-        shuffled = data["positions"]
-    positions = np.ascontiguousarray(shuffled.T).view("<f4").reshape(len(steps), len(numbers), 3)
+    arrays = decode_arrays(text)
+    frames = zip(arrays["steps"], arrays["cells_A"], arrays["positions_A"], strict=True)
     return [
         Atoms(
-            numbers=numbers.astype(int),
+            numbers=arrays["numbers"].astype(int),
             cell=cell.astype(float),
             positions=position.astype(float),
             pbc=True,
             info={"step": int(step)},
         )
-        for step, cell, position in zip(steps, cells, positions, strict=True)
+        for step, cell, position in frames
     ]
+
+
+def decode_arrays(text: str) -> dict[str, np.ndarray]:
+    """Return an encoded trajectory as arrays, for whoever wants a few of its frames only.
+
+    Parameters
+    ----------
+    text
+        What :func:`encode_trajectory` returned; not empty.
+
+    Returns
+    -------
+    dict
+        ``numbers`` (n,), ``steps`` (frames,), ``cells_A`` (frames, 3, 3) and ``positions_A``
+        (frames, n, 3), the last two in float32.
+    """
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as data:
+        numbers, steps, cells = data["numbers"], data["steps"], data["cells"]
+        shuffled = data["positions"]
+    positions = np.ascontiguousarray(shuffled.T).view("<f4").reshape(len(steps), len(numbers), 3)
+    return {"numbers": numbers, "steps": steps, "cells_A": cells, "positions_A": positions}

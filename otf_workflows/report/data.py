@@ -74,7 +74,7 @@ def report_data(store: Store, campaign: str) -> ReportData:
         ended=ended or written,
     )
     headline = evidence.headline()
-    production = production_summary(productions, evidence)
+    production = production_summary(productions, audit=evidence.production_statistics())
     return ReportData(
         campaign=campaign,
         state=document.state,

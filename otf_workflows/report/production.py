@@ -10,8 +10,7 @@ from otf_workflows.types import StopReason
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otf_workflows.report.evidence import Evidence
-    from otf_workflows.schemas import PropertyDocument
+    from otf_workflows.schemas import ErrorStatistics, PropertyDocument
 
 NUMBERS = (
     "mean_temperature_K",
@@ -24,9 +23,17 @@ NUMBERS = (
 
 
 def production_summary(
-    productions: Sequence[PropertyDocument], evidence: Evidence
+    productions: Sequence[PropertyDocument], *, audit: ErrorStatistics | None
 ) -> Production | None:
-    """Return the newest production run, or None."""
+    """Return the newest production run, or None.
+
+    Parameters
+    ----------
+    productions
+        All runs, oldest first.
+    audit
+        Errors of its model on DFT of its frames, if there are any.
+    """
     if not productions:
         return None
     newest = productions[-1]
@@ -40,7 +47,7 @@ def production_summary(
         if stopped in {None, StopReason.COMPLETED}
         else values.get("stop_message") or stopped,
         **{name: values.get(name) for name in NUMBERS},
-        audit=evidence.production_statistics(),
+        audit=audit,
         diffusion=[entry["sentence"] for _, entry in _displacements(values) if "sentence" in entry],
         coordination=_coordination(values.get("rdf") or {}),
     )

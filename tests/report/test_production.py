@@ -9,11 +9,6 @@ from otf_workflows.report.production import md_curves, production_summary
 from otf_workflows.schemas import PropertyDocument
 
 
-class NoEvidence:
-    def production_statistics(self):
-        return None
-
-
 @pytest.fixture(scope="module")
 def frames():
     start = bulk("LiCl", "rocksalt", a=5.14, cubic=True)
@@ -46,7 +41,7 @@ def test_curves_and_sentences_of_the_real_analysis_are_read(frames, together):
     assert [c.name for c in curves["rdf"]] == ["Cl-Cl", "Cl-Li", "Li-Li"]
     assert {c.name for c in curves["msd"]} == {"Li", "Cl"}
     assert max(curves["msd"][0].x) == pytest.approx(11 * 20.0 / 1000)
-    summary = production_summary([found], NoEvidence())
+    summary = production_summary([found], audit=None)
     assert len(summary.diffusion) == 2
     assert all("no diffusion coefficient" in sentence for sentence in summary.diffusion)
     near = {(c.centre, c.neighbour): c for c in summary.coordination}
@@ -66,12 +61,12 @@ def test_a_single_frame_gives_curves_without_bands(frames):
 
 def test_a_run_that_a_guard_ended_says_why():
     run = document(n_steps=100, n_steps_run=40, stop_reason="distance", stop_message="Li met Cl")
-    summary = production_summary([run], NoEvidence())
+    summary = production_summary([run], audit=None)
     assert summary.n_steps == 40
     assert summary.stopped == "Li met Cl"
-    assert production_summary([document(n_steps=100)], NoEvidence()).stopped == ""
+    assert production_summary([document(n_steps=100)], audit=None).stopped == ""
 
 
 def test_without_a_production_run_there_is_nothing():
-    assert production_summary([], NoEvidence()) is None
+    assert production_summary([], audit=None) is None
     assert md_curves([]) == {}

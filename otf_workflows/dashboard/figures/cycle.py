@@ -1,0 +1,313 @@
+"""The figures of a cycle: walkers, calibration, training; parity stands in a module of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from otf_workflows.dashboard.figures.base import (
+    BLUE,
+    DASHES,
+    GREEN,
+    MAX_POINTS,
+    NEUTRAL,
+    ORANGE,
+    PALETTE,
+    Figure,
+    Table,
+    axis,
+    diagonal,
+    level,
+    number,
+    rounded,
+    thin,
+)
+from otf_workflows.dashboard.figures.parity import elements, energy_parity, force_parity
+from otf_workflows.report import words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otf_workflows.dashboard.queries.cycle import CycleView, Pick
+    from otf_workflows.schemas import WalkerSegment
+
+
+def figures(view: CycleView) -> list[Figure]:
+    """Return the figures of the page, in their order."""
+    made = [uncertainty(view), calibration(view), force_parity(view), energy_parity(view)]
+    made.append(elements(view))
+    if view.document.kind == "production":
+        return made[1:]
+    return [*made, training(view.challenger.history if view.challenger else [])]
+
+
+# -- walkers -------------------------------------------------------------------------------------
+
+
+def uncertainty(view: CycleView) -> Figure:
+    """Return σ of the worst atom along each walker, the threshold, and the frames picked."""
+    drawn = [segment for segment in view.walkers if segment.sigmas_eV_A]
+    kelvins = sorted({segment.temperature_K for segment in drawn})
+    each = max((MAX_POINTS - 2 * len(view.picks)) // max(len(drawn), 1), 20)
+    traces = []
+    legend: set[float] = set()
+    for segment in drawn:
+        traces.append(
+            _walker(segment, view, kelvins, each, first=segment.temperature_K not in legend)
+        )
+        legend.add(segment.temperature_K)
+    traces += _picked(view.picks, view)
+    sigmas = [s for segment in drawn for s in segment.sigmas_eV_A if s > 0]
+    line, text = level(view.tolerance_eV_A, "tolerance")
+    return Figure(
+        name="uncertainty",
+        title="Uncertainty along each walker",
+        traces=traces,
+        layout={
+            "xaxis": axis("time of the walker, over all cycles (ps)"),
+            "yaxis": axis(
+                "σ of the worst atom (eV/Å)",
+                type="log",
+                # Two decades hold all that matters; the perfect crystal starts near zero.
+                range=_log_range(sigmas, view.tolerance_eV_A),
+                dtick="D2",
+            ),
+            "shapes": [line],
+            "annotations": [{**text, "y": float(np.log10(view.tolerance_eV_A))}],
+        },
+        table=_walker_table(view),
+        note="Each line is one walker. Marked frames went to DFT. A cross ends a walker that was "
+        "stopped; it goes on from its last trusted frame in the next cycle.",
+        empty="No walker has finished yet.",
+        height=400,
+    )
+
+
+def _walker(
+    segment: WalkerSegment, view: CycleView, kelvins: list[float], each: int, *, first: bool
+) -> dict[str, Any]:
+    rank = kelvins.index(segment.temperature_K)
+    time_ps = np.array(segment.steps) * view.timestep_fs / 1000
+    x, y = thin(time_ps, np.maximum(segment.sigmas_eV_A, 1e-6), n_most=each)
+    stopped = segment.n_steps < segment.n_steps_run
+    colour = PALETTE[rank % len(PALETTE)]
+    group = f"{segment.temperature_K:g} K"
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if stopped else "lines",
+        "name": group,
+        "legendgroup": group,
+        "showlegend": first,
+        "x": x,
+        "y": y,
+        "line": {"color": colour, "width": 1.4, "dash": DASHES[rank // len(PALETTE) % 4]},
+        # A marker on the last point only.
+        "marker": {
+            "symbol": "x",
+            "color": colour,
+            "size": [0] * (len(x) - 1) + [10 if stopped else 0],
+        },
+        "hovertemplate": f"walker {segment.walker}, {group}<br>%{{x:.3f}} ps: "
+        "σ = %{y:.3f} eV/Å<extra></extra>",
+    }
+
+
+def _picked(picks: Sequence[Pick], view: CycleView) -> list[dict[str, Any]]:
+    traces = []
+    for purpose, symbol, name in (
+        ("uncertain", "diamond", "picked: uncertain"),
+        ("audit", "circle-open", "picked: audit (random)"),
+        ("seed", "square", "picked: seed"),
+    ):
+        rows = [
+            pick
+            for pick in picks
+            if pick.purpose == purpose and pick.walker is not None and pick.step is not None
+            and pick.sigma_eV_A is not None
+        ]  # fmt: skip
+        if rows:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": name,
+                    "x": rounded([(pick.step or 0) * view.timestep_fs / 1000 for pick in rows]),
+                    "y": rounded([max(pick.sigma_eV_A or 0.0, 1e-6) for pick in rows]),
+                    "text": [
+                        f"label {pick.key[:10]} ({pick.state})<br>walker {pick.walker}, "
+                        f"step {pick.step}"
+                        for pick in rows
+                    ],
+                    "hovertemplate": "%{text}<br>σ = %{y:.3f} eV/Å<extra></extra>",
+                    "marker": {
+                        "symbol": symbol,
+                        "size": 10,
+                        "color": "--ink",
+                        "line": {"width": 1.5, "color": "--ink"},
+                    },
+                }
+            )
+    return traces
+
+
+def _walker_table(view: CycleView) -> Table:
+    return Table(
+        ["walker", "T (K)", "MD steps", "kept", "checks above", "largest σ (eV/Å)", "ended"],
+        [
+            [
+                str(segment.walker),
+                f"{segment.temperature_K:g}",
+                str(segment.n_steps_run),
+                str(segment.n_steps),
+                f"{segment.n_above} of {segment.n_checked}",
+                number(max(segment.sigmas_eV_A, default=None)),
+                f"{segment.stop_reason}"
+                + (f": {segment.stop_message}" if segment.stop_message else ""),
+            ]
+            for segment in view.walkers
+        ],
+    )
+
+
+# -- calibration ---------------------------------------------------------------------------------
+
+
+def calibration(view: CycleView) -> Figure:
+    """Return the true error of the worst atom against its σ, on labels the model had not seen."""
+    points = [
+        (key, p) for key, p in zip(view.keys, view.points, strict=True)
+        if p.sigma_eV_A > 0 and p.error_eV_A > 0
+    ]  # fmt: skip
+    traces: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {}
+    if points:
+        values = [v for _, p in points for v in (p.sigma_eV_A, p.error_eV_A)]
+        low, high = 0.7 * min(values), 1.4 * max(values)
+        ends = [float(f"{np.log10(end):.4f}") for end in (low, high)]
+        calibrated = points[0][1].calibrated
+        traces = [
+            diagonal([low, high], [low, high]),
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "fresh labels",
+                "x": rounded([p.sigma_eV_A for _, p in points]),
+                "y": rounded([p.error_eV_A for _, p in points]),
+                "text": [key[:10] for key, _ in points],
+                "marker": {
+                    "color": BLUE if calibrated else NEUTRAL,
+                    "size": 8,
+                    "symbol": "circle" if calibrated else "x",
+                    "opacity": 0.85,
+                },
+                "hovertemplate": "label %{text}<br>σ = %{x:.3f}, error = %{y:.3f} eV/Å"
+                "<extra></extra>",
+            },
+        ]
+        shared = {"type": "log", "range": ends, "dtick": "D2"}
+        layout = {
+            "xaxis": axis("predicted: σ of the worst atom (eV/Å)", **shared),
+            "yaxis": axis("true error of the worst atom (eV/Å)", **shared),
+            "showlegend": False,
+        }
+    return Figure(
+        name="calibration",
+        title="Calibration: predicted against true error",
+        traces=traces,
+        layout=layout,
+        table=_coverage_table(view),
+        note="Below the line the uncertainty was large enough."
+        + ("" if not points or points[0][1].calibrated else " Not calibrated yet in this cycle."),
+        empty="No label of this cycle has been compared with the model that drove it.",
+    )
+
+
+def _coverage_table(view: CycleView) -> Table:
+    c = view.document.fresh_coverage
+    rows = []
+    if "coverage" in c:
+        rows.append(
+            [
+                "covered (error below σ)",
+                f"{words.percent(c['coverage'])} of {c.get('n', len(view.points)):.0f} labels",
+                f"{words.percent(c['nominal'])} meant" if "nominal" in c else "",
+            ]
+        )
+    for key, name in (
+        ("spearman", "rank correlation of σ with the error"),
+        ("spearman_baseline_force", "the same of plain |F|, the baseline"),
+    ):
+        if c.get(key) is not None:
+            rows.append([name, number(c[key]), "1 is perfect, 0 is chance"])
+    return Table(["", "value", ""], rows)
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+def training(history: Sequence[dict[str, float]]) -> Figure:
+    """Return the training curve of a model: errors on training and validation labels.
+
+    Parameters
+    ----------
+    history
+        One entry per epoch; entry 0 is the aligned parent.
+    """
+    epochs = [entry["epoch"] for entry in history]
+    named = (
+        ("force_mae_eV_A", "training, MAE", ORANGE, "solid"),
+        ("validation_force_rmse_eV_A", "validation, RMSE", BLUE, "solid"),
+        ("loss", "loss", GREEN, "dot"),
+    )
+    has_errors = any("force_mae_eV_A" in entry for entry in history)
+    traces = []
+    for key, name, colour, dash in named:
+        rows = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+        # A loss has no unit; it is drawn only where there is nothing better.
+        if not rows or (key == "loss" and has_errors):
+            continue
+        x, y = thin([r[0] for r in rows], [r[1] for r in rows], n_most=MAX_POINTS // 3)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": name,
+                "x": x,
+                "y": y,
+                "line": {"color": colour, "dash": dash, "width": 1.8},
+                "hovertemplate": f"epoch %{{x}}, {name}: %{{y:.4g}}<extra></extra>",
+            }
+        )
+    kept = next((entry["epoch"] for entry in history if entry.get("kept") == 1.0), None)
+    marks = [] if kept is None else [level(kept, "kept", horizontal=False)]
+    return Figure(
+        name="training",
+        title="Training curve",
+        traces=traces,
+        layout={
+            "xaxis": axis("epoch"),
+            "yaxis": axis("force error (eV/Å)" if has_errors else "loss", type="log", dtick="D2"),
+            "shapes": [line for line, _ in marks],
+            "annotations": [text for _, text in marks],
+        },
+        table=_history_table(history, epochs),
+        note="The epoch with the smallest validation error is kept.",
+        empty="This model was not trained here.",
+    )
+
+
+def _history_table(history: Sequence[dict[str, float]], epochs: list[float]) -> Table:
+    shown = [i for i in range(len(epochs)) if i % max(len(epochs) // 12, 1) == 0]
+    columns = [key for key in (history[-1] if history else {}) if key not in {"epoch", "kept"}]
+    return Table(
+        ["epoch", *(key.replace("_", " ") for key in columns)],
+        [[f"{epochs[i]:g}", *(number(history[i].get(key), 4) for key in columns)] for i in shown],
+    )
+
+
+def _log_range(values: Sequence[float], tolerance_eV_A: float) -> list[float]:
+    """Return the ends of a logarithmic axis, as exponents; tiny values are cut off."""
+    top = 1.3 * max([*values, tolerance_eV_A])
+    bottom = max(0.8 * min([*values, tolerance_eV_A]), tolerance_eV_A / 10)
+    return [float(f"{np.log10(bottom):.4f}"), float(f"{np.log10(top):.4f}")]
