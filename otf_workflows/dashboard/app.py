@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from otf_workflows.dashboard.backend import Backend
 from otf_workflows.dashboard.live import Live
-from otf_workflows.dashboard.pages import events, glance, login
+from otf_workflows.dashboard.pages import events, glance, jobs, login
 from otf_workflows.dashboard.pages.errors import on_http_error, on_invalid, on_otf_error
 from otf_workflows.dashboard.queries.changes import stamps
 from otf_workflows.dashboard.rendering import Addresses, environment
@@ -34,6 +34,7 @@ ROUTERS = [
     login.router,
     events.router,
     glance.router,
+    jobs.router,
 ]
 """One router per page; the menu shows those that :data:`rendering.NAVIGATION` names."""
 

@@ -126,7 +126,16 @@ def environment() -> Environment:
         ago=ago, utc_text=utc_text, iso=iso, duration=duration, words=words, compact=compact,
         plural=plural,
     )  # fmt: skip
-    made.globals.update(icon=icon, tone=tone, url=_url, static=_static, here=_here, now=now)
+    made.globals.update(
+        icon=icon,
+        tone=tone,
+        job_parts=job_parts,
+        url=_url,
+        knows=_knows,
+        static=_static,
+        here=_here,
+        now=now,
+    )
     return made
 
 
@@ -163,6 +172,11 @@ def _url(context: Context, route: str, /, **values: Any) -> str:
 
 
 @pass_context
+def _knows(context: Context, route: str) -> bool:
+    return context["request"].app.state.addresses.knows(route)
+
+
+@pass_context
 def _static(context: Context, name: str) -> str:
     return context["request"].app.state.addresses.static(name)
 
@@ -190,6 +204,17 @@ def icon(state: object) -> str:
 def tone(state: object) -> str:
     """Return the colour class of a state."""
     return TONES.get(str(state).lower().replace("-", "_"), "calm")
+
+
+def job_parts(counts: Mapping[Any, int]) -> list[tuple[str, int, str]]:
+    """Return what a bar of jobs is made of: colour class, number, word."""
+    order = ("done", "running", "failed", "paused", "ready", "waiting")
+    waits = {"ready": "calm", "waiting": "calm"}
+    return [
+        (waits.get(state, tone(state)), counts.get(state, 0), state)
+        for state in order
+        if counts.get(state)
+    ]
 
 
 def words(value: object) -> str:
