@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from otf_workflows.store import Store
     from otf_workflows.types import FailureCause
 
+FULL_KEY = 64
+"""Characters of a whole label key; anything shorter is the beginning of one."""
+
 
 def submit(campaign: Campaign, store: Store) -> CampaignDocument:
     """Enter a campaign into the database; the same one again is found, not entered twice.
@@ -175,7 +178,9 @@ def plan_rerun(
     """
     from otf_workflows.labelers import check_numerics
 
-    full_keys = [store.label(key).key for key in keys] if keys else None
+    full_keys = None
+    if keys:
+        full_keys = [k if len(k) == FULL_KEY else store.label(k).key for k in keys]
     labels = store.labels(campaign=campaign, cycle=cycle, causes=causes, keys=full_keys, light=True)
     items = []
     jobs: dict[str, list[JobRecord]] = {}

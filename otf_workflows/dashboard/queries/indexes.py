@@ -9,8 +9,11 @@ if TYPE_CHECKING:
 
 INDEXES: dict[str, list[list[tuple[str, int]]]] = {
     "otf_labels": [
-        [("updated", -1)],
-        [("wanted_by.campaign", 1), ("state", 1)],
+        [("updated", -1), ("key", 1)],
+        [("state", 1), ("updated", -1), ("key", 1)],
+        [("state", 1), ("cause", 1), ("updated", -1), ("key", 1)],
+        [("wanted_by.campaign", 1), ("updated", -1), ("key", 1)],
+        [("wanted_by.campaign", 1), ("state", 1), ("updated", -1), ("key", 1)],
         [("wanted_by.0.campaign", 1), ("imported", 1), ("core_hours", 1)],
     ],
     "fireworks": [
@@ -18,6 +21,13 @@ INDEXES: dict[str, list[list[tuple[str, int]]]] = {
         [("state", 1), ("spec._category", 1)],
     ],
 }
+
+PARTIAL: list[tuple[str, list[tuple[str, int]], str]] = [
+    ("otf_labels", [("reason", 1), ("updated", -1)], "reason"),
+    ("otf_events", [("label_key", 1), ("when", -1)], "label_key"),
+    ("otf_events", [("details.batch", 1)], "details.batch"),
+]
+"""Collection, fields, and the field without whose text a document is left out: most have none."""
 
 
 def ensure_indexes(database: Database[dict[str, Any]]) -> bool:
@@ -34,6 +44,9 @@ def ensure_indexes(database: Database[dict[str, Any]]) -> bool:
         for collection, indexes in INDEXES.items():
             for keys in indexes:
                 database[collection].create_index(keys)
+        for collection, keys, field in PARTIAL:
+            only = {field: {"$type": "string"}}
+            database[collection].create_index(keys, partialFilterExpression=only)
     except OperationFailure:
         return False
     return True
@@ -42,7 +55,10 @@ def ensure_indexes(database: Database[dict[str, Any]]) -> bool:
 def missing_indexes(database: Database[dict[str, Any]]) -> list[str]:
     """Return ``collection: fields`` of indexes that are not there."""
     missing = []
-    for collection, indexes in INDEXES.items():
+    wanted = {name: list(indexes) for name, indexes in INDEXES.items()}
+    for collection, keys, _ in PARTIAL:
+        wanted.setdefault(collection, []).append(keys)
+    for collection, indexes in wanted.items():
         found = database[collection].index_information().values()
         there = {tuple(index["key"]) for index in found}
         missing += [
