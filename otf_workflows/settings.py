@@ -70,7 +70,13 @@ class Queue(Section):
     memory_MiB: int | None = Field(
         None, ge=1, description="Memory per node (MiB); the queue's default if none."
     )
-    walltime_s: int = Field(3600, ge=60, description="Longest time of one job (s).")
+    walltime_s: int = Field(3600, ge=60, description="Time of one job (s).")
+    max_walltime_s: int | None = Field(
+        None, ge=60, description="What a job may get that ran out of time (s); twice, if none."
+    )
+    max_memory_MiB: int | None = Field(
+        None, ge=1, description="What a job may get that ran out of memory; twice, if none."
+    )
     environment: list[str] = Field(
         default_factory=list,
         description="Shell lines before the worker starts, e.g. 'module load qe/7.2'.",

@@ -156,6 +156,12 @@ class LabelCollection:
         newest = found.sort("updated", -1).limit(limit)
         return [sum(a.get("seconds") or 0.0 for a in item.get("attempts", [])) for item in newest]
 
+    def newest_done_labels(self, *, limit: int = 50) -> list[LabelDocument]:
+        """Return the labels finished last, of whatever campaign, without their results."""
+        query = {"state": str(LabelState.DONE), "cause": None}  # in the order of the index
+        found = self.database.otf_labels.find(query, {"result": 0, "frame.features": 0})
+        return [parse(LabelDocument, item) for item in found.sort("updated", -1).limit(limit)]
+
     def mark_label_running(self, key: str, attempt: Attempt) -> None:
         """Note that a worker has begun."""
         self.database.otf_labels.update_one(
@@ -204,6 +210,14 @@ class LabelCollection:
         stored = self.database.otf_labels.update_one(
             {"key": key, "state": {"$in": [str(LabelState.PENDING), str(LabelState.RUNNING)]}},
             {"$set": plain(fields)},
+        )
+        return stored.modified_count == 1
+
+    def add_lost_try(self, key: str, attempt: Attempt) -> bool:
+        """Keep a try that was lost with its batch job and is repeated; once, if told twice."""
+        same = {"$elemMatch": {"queue_id": attempt.queue_id, "directory": attempt.directory}}
+        stored = self.database.otf_labels.update_one(
+            {"key": key, "earlier": {"$not": same}}, {"$push": {"earlier": plain(attempt)}}
         )
         return stored.modified_count == 1
 

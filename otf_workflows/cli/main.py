@@ -16,6 +16,7 @@ from otf_workflows.cli import (
     export,
     init,
     labels,
+    launch,
     lineage,
     models,
     output,
@@ -124,6 +125,7 @@ app.command("run", rich_help_panel=_RUN)(run.run)
 app.command("submit", rich_help_panel=_RUN)(submit.submit)
 app.command("up", rich_help_panel=_RUN)(services.up)
 app.command("down", rich_help_panel=_RUN)(services.down)
+app.command("launch", rich_help_panel=_RUN)(launch.launch)
 app.command("status", rich_help_panel=_LOOK)(status.status)
 app.add_typer(dashboard.app, name="dashboard", rich_help_panel=_LOOK)
 app.add_typer(labels.app, name="labels", rich_help_panel=_LOOK)

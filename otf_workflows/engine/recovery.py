@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.engine.identity import WorkerName, kill_programs_of
+from otf_workflows.engine.queue_jobs import QueueJobs
 from otf_workflows.engine.records import utc
 
 if TYPE_CHECKING:
@@ -54,11 +55,16 @@ def recover(pad: LaunchPad, *, patience: timedelta = PATIENCE) -> list[str]:
 
 
 def put_back_lost_jobs(pad: LaunchPad) -> list[str]:
-    """Put jobs back whose worker was on this machine and is dead."""
+    """Put jobs back whose worker was on this machine and is dead.
+
+    A worker in a batch job is judged by the launcher, who can ask the batch system for the cause.
+    """
     fields = {"launch_id": 1, "fw_id": 1, "fworker.name": 1, "time_start": 1}
+    in_batch_jobs = QueueJobs(pad.db).workers()
     sentences = []
     for launch in pad.launches.find({"state": "RUNNING"}, fields):
-        worker = WorkerName.parse((launch.get("fworker") or {}).get("name") or "")
+        name = (launch.get("fworker") or {}).get("name") or ""
+        worker = None if name in in_batch_jobs else WorkerName.parse(name)
         if worker is None or not worker.is_dead(since=utc(launch.get("time_start"))):
             continue
         kill_programs_of(str(worker))

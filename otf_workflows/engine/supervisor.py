@@ -1,5 +1,7 @@
 """The services of a site on this machine: the embedded database and the workers of every role.
 
+Roles that the site sends to a batch queue have no workers here; a launcher looks after them.
+
 ``with Supervisor(site):`` keeps them alive and leaves no process behind. ``start_services`` and
 ``stop_services`` do the same through a process of its own, so that services stay up across
 commands.
@@ -24,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 from otf_workflows.engine.host import write_private
 from otf_workflows.engine.identity import WorkerName, kill_programs_of
+from otf_workflows.engine.launcher_thread import LauncherThread
 from otf_workflows.engine.mongod import EmbeddedMongod
 from otf_workflows.errors import ConfigurationError, OtfError
 from otf_workflows.log import log_to_file
@@ -113,11 +116,12 @@ class Supervisor:
         self.keep_database = keep_database
         self._posts = [
             _Post(role, number)
-            for role, wanted in site.workers.items()
-            for number in range(wanted.count)
+            for role, count in local_workers(site).items()
+            for number in range(count)
         ]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="supervisor", daemon=True)
+        self._launcher: LauncherThread | None = None
         self._lock: IO[str] | None = None
         self._engine: FireWorksEngine | None = None
         self._recovered = 0.0
@@ -151,16 +155,22 @@ class Supervisor:
             if self._mongod is not None:
                 self._mongod.start()
             self._recover()
+            if self.site.queues:
+                self._launcher = LauncherThread(self.site, reconcile=self.reconcile)
         except BaseException:
             self._stop_database()
             self._release_lock()
             raise
         self._thread.start()
+        if self._launcher is not None:
+            self._launcher.start()
 
     def stop(self) -> None:
         """Stop all workers (their jobs are put back), then the database."""
         self._stopping.set()
         self._thread.join()
+        if self._launcher is not None:
+            self._launcher.stop(withdraw=self._mongod is not None and not self.keep_database)
         self._stop_workers()
         try:
             self._recover()
@@ -304,6 +314,11 @@ def service_status(site: Site) -> ServiceStatus:
     )
 
 
+def local_workers(site: Site) -> dict[Role, int]:
+    """Return how many workers of each role run on this machine."""
+    return {role: worker.count for role, worker in site.workers.items() if role not in site.queues}
+
+
 @contextmanager
 def services(site: Site) -> Iterator[ServiceStatus]:
     """Use the services that are up, or have some for as long as the block lasts."""
@@ -332,7 +347,7 @@ def start_services(site: Site) -> ServiceStatus:
     ]  # fmt: skip
     process = _spawn(command, state_dir, "supervisor")
     deadline = time.monotonic() + START_TIMEOUT_S
-    wanted = sum(worker.count for worker in site.workers.values())
+    wanted = sum(local_workers(site).values())
     while time.monotonic() < deadline:
         status = service_status(site)
         if status.running and status.pid == process.pid and len(status.workers) == wanted:

@@ -30,6 +30,7 @@ from otf_workflows.types import Role
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from otf_workflows.engine.batch import Batch
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
 
 logger = logging.getLogger("otf_workflows.engine.worker")  # also when run as a program
@@ -58,9 +59,13 @@ class Worker:
         Which jobs to take.
     reconcile
         Whether a control worker also brings campaigns forward; without it, it only runs jobs.
+    only
+        Id of the one job to take, which is reserved for this worker; none for any of the role.
     """
 
-    def __init__(self, site: Site, role: Role, *, reconcile: bool = True) -> None:
+    def __init__(
+        self, site: Site, role: Role, *, reconcile: bool = True, only: int | None = None
+    ) -> None:
         from otf_workflows.connection import use_job_store
         from otf_workflows.engine.fireworks_engine import FireWorksEngine
 
@@ -70,6 +75,9 @@ class Worker:
         use_job_store(self.engine.job_store)
         self.launches = site.resolved_state_dir / "launches"
         self.reconcile = reconcile
+        self.only = only
+        self.batch: Batch | None = None
+        self.jobs_run = 0
         self.stopping = threading.Event()
         self.at_rest = threading.Event()
         self._uncertain = False
@@ -88,20 +96,22 @@ class Worker:
         int
             Number of jobs run.
         """
-        jobs, idle_since = 0, time.monotonic()
-        while not self.stopping.is_set():
+        idle_since = time.monotonic()
+        while not self.stopping.is_set() and (self.batch is None or self.batch.has_time()):
             self.at_rest.clear()
             ran = self._turn()
             self.at_rest.set()
             if ran:
-                jobs += 1
+                self.jobs_run += 1
             if ran is not False:
                 idle_since = time.monotonic()
+            if self.only is not None and ran is not None:
+                break
             if max_idle_s is not None and time.monotonic() - idle_since > max_idle_s:
                 break
             if not ran:
                 self.stopping.wait(IDLE_S if ran is False else AFTER_ERROR_S)
-        return jobs
+        return self.jobs_run
 
     def _turn(self) -> bool | None:
         """Run one job and what follows from it; return None if that went wrong."""
@@ -128,14 +138,12 @@ class Worker:
 
         pad = self.engine.launchpad
         with translated(self.engine.site):
-            held = self.engine.held()
-            query: dict[str, Any] = {"spec.campaign": {"$nin": held}} if held else {}
-            fworker = FWorker(name=str(self.name), category=str(self.role), query=query)
-            if not pad.run_exists(fworker):
+            fworker = FWorker(name=str(self.name), category=str(self.role), query=self._query())
+            if not (self._is_free(self.only) if self.only else pad.run_exists(fworker)):
                 return False
             folder = self._launch_folder()
             with self._inside(folder):
-                ran = bool(launch_rocket(pad, fworker, strm_lvl="CRITICAL"))
+                ran = bool(launch_rocket(pad, fworker, self.only, strm_lvl="CRITICAL"))
             launch = self._last_launch()
         if not ran:  # another worker was faster
             shutil.rmtree(folder)
@@ -144,6 +152,24 @@ class Worker:
         if launch:
             self.engine.apply_hold(launch["campaign"])
         return True
+
+    def _query(self) -> dict[str, Any]:
+        """Return which jobs of our role are not for us."""
+        held = self.engine.held()
+        query: dict[str, Any] = {"spec.campaign": {"$nin": held}} if held else {}
+        return query | self.batch.foreign() if self.batch else query
+
+    def _is_free(self, fw_id: int) -> bool:
+        """Tell whether the job that is reserved for us may start, its campaign not being held."""
+        query = {"fw_id": fw_id, "state": {"$in": ["READY", "RESERVED"]}}
+        found = self.engine.launchpad.fireworks.find_one(query, {"spec.campaign": 1})
+        return found is not None and found["spec"].get("campaign") not in self.engine.held()
+
+    def end(self) -> None:
+        """Begin to end; for signal handlers."""
+        if self.batch is not None:
+            self.batch.ending.set()
+        self.stopping.set()
 
     def put_back(self) -> str | None:
         """Make the job this worker is at ready again; return a sentence, or None if idle.
@@ -177,7 +203,7 @@ class Worker:
             self._recovered = time.monotonic()
             _log_all(self.engine.recover())
         if self.reconcile:
-            _log_all(_reconcile(self.engine))
+            _log_all(reconcile_campaigns(self.engine))
 
     def _launch_folder(self) -> Path:
         now = datetime.now(UTC)
@@ -226,7 +252,7 @@ class Worker:
         logger.info(what, *details, launch["launch_dir"])
 
 
-def _reconcile(engine: FireWorksEngine) -> list[str]:
+def reconcile_campaigns(engine: FireWorksEngine) -> list[str]:
     """Let the loop decide what comes next; one database connection for all its steps."""
     from otf_workflows.reconcile import reconcile_all
     from otf_workflows.store import Store, using
@@ -258,6 +284,10 @@ def watch(worker: Worker, *, parent: int | None) -> None:
         if parent is not None and os.getppid() != parent:
             logger.warning("Worker %s: the supervisor is gone.", worker.name)
             break
+        if worker.batch is not None and worker.batch.closing:
+            logger.info("Worker %s: the batch job ends soon.", worker.name)
+            worker.batch.put_back_in_time(worker.at_rest)
+            break
     worker.stopping.set()
     try:
         _leave(worker)
@@ -272,6 +302,10 @@ def watch(worker: Worker, *, parent: int | None) -> None:
 
 def _leave(worker: Worker) -> None:
     """Put the job back, or wait until the end of one is written down."""
+    if worker.batch is not None:
+        worker.batch.wait_for_writing(worker.at_rest)
+        worker.batch.leave("told to end", worker.jobs_run)
+        return
     deadline = time.monotonic() + LEAVE_S
     while not worker.at_rest.wait(0.2) and time.monotonic() < deadline:
         sentence = worker.put_back()
@@ -311,7 +345,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, help="end when this process is gone")
     parser.add_argument("--no-reconcile", action="store_true", help="run jobs, decide nothing")
     parser.add_argument("--max-idle", type=float, metavar="S", help="end after S idle seconds")
-    options = parser.parse_args(arguments)
+    inside = parser.add_argument_group("inside a batch job")
+    inside.add_argument("--token", help="key of the batch job in otf_queue_jobs")
+    inside.add_argument("--walltime", type=float, metavar="S", help="time that it was given")
+    inside.add_argument("--firework", type=int, metavar="ID", help="run this job, then end")
+    inside.add_argument("--side-by-side", type=int, default=1, metavar="N", help="workers at once")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(words)
+    if options.side_by_side > 1:
+        from otf_workflows.engine.batch import run_side_by_side
+
+        return run_side_by_side([*words, "--side-by-side", "1"], options.side_by_side)
     try:
         site = load_site(options.site)
         return _serve(site, options)
@@ -333,23 +377,48 @@ def _serve(site: Site, options: argparse.Namespace) -> int:
     if role in site.workers:
         set_threads(site.workers[role].threads)
     try:
-        worker = Worker(site, role, reconcile=not options.no_reconcile)
+        worker = Worker(site, role, reconcile=not options.no_reconcile, only=options.firework)
     except DatabaseError as error:
         logger.error("Worker %s cannot start: %s", name, error.what)  # noqa: TRY400
         raise
     stop = worker.stopping
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: worker.end())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     watcher = threading.Thread(
         target=watch, args=(worker,), kwargs={"parent": options.parent}, daemon=True
     )
+    if options.token and not _enter_batch(worker, options):
+        return 0
     watcher.start()
     logger.info("Worker %s is ready.", name)
     worker.run(max_idle_s=options.max_idle)
-    if stop.is_set():
+    if stop.is_set() or (worker.batch and worker.batch.closing):
         watcher.join()
+    if worker.batch is not None:
+        worker.batch.leave("nothing more to do here", worker.jobs_run)
     logger.info("Worker %s ended.", name)
     return 0
+
+
+def _enter_batch(worker: Worker, options: argparse.Namespace) -> bool:
+    """Register in the batch job that this process runs in; False if it was given up."""
+    from otf_workflows.engine.batch import Batch
+    from otf_workflows.engine.packing import limits_of
+
+    queue = worker.engine.site.queues[worker.role]
+    worker.batch = Batch(
+        worker.engine,
+        token=options.token,
+        worker=str(worker.name),
+        role=worker.role,
+        walltime_s=options.walltime or float(queue.walltime_s),
+        limits=limits_of(queue),
+    )
+    worker.batch.listen()
+    if worker.batch.begin():
+        return True
+    logger.warning("Worker %s: this batch job was given up before it started.", worker.name)
+    return False
 
 
 if __name__ == "__main__":
