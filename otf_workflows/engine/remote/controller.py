@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from otf_workflows.engine.remote.project import COLLECTIONS, INSTALL, project_document, surroundings
+from otf_workflows.engine.remote.project import COLLECTIONS, INSTALL, project_document
 from otf_workflows.engine.remote.stores import naive
 from otf_workflows.errors import ConfigurationError
 
@@ -59,7 +58,6 @@ def open_controller(
         If jobflow-remote is not installed, or the site file asks for what cannot work.
     """
     require_jobflow_remote()
-    os.environ.update(surroundings(site))  # read when jobflow-remote is first imported
     from jobflow_remote import JobController
     from jobflow_remote.config.base import Project
     from maggma.stores import MongoStore
