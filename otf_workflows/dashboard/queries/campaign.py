@@ -89,6 +89,11 @@ class CycleLine:
         """'cycle 3' or 'production'."""
         return "production" if self.kind == "production" else f"cycle {self.cycle}"
 
+    @property
+    def seconds(self) -> float:
+        """Wall time, until now if the cycle is not over (s)."""
+        return max(((self.finished or now()) - self.started).total_seconds(), 0.0)
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -122,6 +127,52 @@ class CampaignView:
         """Simulated time of all walkers, rewound steps included (ps)."""
         timestep_fs = float(self.document.campaign["exploration"]["timestep_fs"])
         return sum(line.md_steps for line in self.cycles) * timestep_fs / 1000
+
+
+@dataclass(frozen=True)
+class CampaignLine:
+    """One campaign in the list of all."""
+
+    name: str
+    state: str
+    reason: str
+    formula: str
+    n_atoms: int
+    tolerance_eV_A: float
+    n_cycles: int
+    max_cycles: int
+    has_production: bool
+    incumbent_id: str
+    created: datetime
+
+
+def campaign_lines(store: Store) -> list[CampaignLine]:
+    """Return all campaigns, newest first."""
+    cycles: dict[str, int] = {}
+    for row in store.database.otf_cycles.aggregate(
+        [{"$match": {"kind": "cycle"}}, {"$group": {"_id": "$campaign", "n": {"$sum": 1}}}]
+    ):
+        cycles[row["_id"]] = row["n"]
+    produced = set(store.database.otf_properties.distinct("campaign", {"kind": "production"}))
+    lines = []
+    for document in store.campaigns():
+        material = words.material(Frame.model_validate(document.campaign["structure"]))
+        lines.append(
+            CampaignLine(
+                name=document.name,
+                state=str(document.state),
+                reason=document.reason,
+                formula=material.formula,
+                n_atoms=material.n_atoms,
+                tolerance_eV_A=float(document.campaign["tolerance_eV_A"]),
+                n_cycles=cycles.get(document.name, 0),
+                max_cycles=int(document.campaign["budget"]["max_cycles"]),
+                has_production=document.name in produced,
+                incumbent_id=document.incumbent_id,
+                created=document.created,
+            )
+        )
+    return lines
 
 
 def campaign_view(
@@ -275,8 +326,3 @@ def forecast(
     if n_coming * each > left:
         sentence += ", where the budget of core-hours ends"
     return Forecast(n_coming, hours, sentence)
-
-
-def cycle_seconds(line: CycleLine) -> float:
-    """Return the wall time of a cycle, until now if it is not over (s)."""
-    return max(((line.finished or now()) - line.started).total_seconds(), 0.0)
