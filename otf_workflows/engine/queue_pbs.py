@@ -148,12 +148,12 @@ def fate(record: Mapping[str, str]) -> Fate:
         cause, word, remark = FailureCause.KILLED, "deleted", "it was deleted before it ran"
     elif status == 0:
         cause, word, remark = None, "finished", None
+    elif status < 0 and status not in _WALLTIME | _MEMORY:
+        cause, word, remark = FailureCause.NODE, "failed", f"it could not be run ({status})"
+    elif status in _MEMORY or (status > 0 and limit and "mem" in limit):
+        cause, word, remark = FailureCause.MEMORY, "killed", "it used more memory than it asked for"
     elif status in _WALLTIME or limit == "walltime":
         cause, word, remark = FailureCause.WALLTIME, "killed", "its walltime was over"
-    elif status in _MEMORY or (limit and "mem" in limit):
-        cause, word, remark = FailureCause.MEMORY, "killed", "it used more memory than it asked for"
-    elif status < 0:
-        cause, word, remark = FailureCause.NODE, "failed", f"it could not be run ({status})"
     elif status > _SHELL_SIGNAL_FROM:
         base = _SIGNAL_FROM if status > _SIGNAL_FROM else _SHELL_SIGNAL_FROM
         cause, word, remark = FailureCause.KILLED, "killed", f"by signal {status - base}"
