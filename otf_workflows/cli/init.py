@@ -19,6 +19,9 @@ class SiteKind(StrEnum):
 
     LOCAL = "local"
     SERVER = "server"
+    SLURM = "slurm"
+    PBS = "pbs"
+    SGE = "sge"
 
 
 def init(
@@ -27,7 +30,9 @@ def init(
     full: Annotated[bool, typer.Option("--full", help="Write every key of the file.")] = False,
     site: Annotated[
         SiteKind | None,
-        typer.Option("--site", help="Write a site file as well: local, or with a MongoDB server."),
+        typer.Option(
+            "--site", help="Write a site file as well: local, a MongoDB server, or a cluster."
+        ),
     ] = None,
     structure: Annotated[
         Path | None, typer.Option("--structure", help="Structure file.", show_default=False)

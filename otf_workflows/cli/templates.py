@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otf_workflows.types import QueueKind, Role
 from otf_workflows.validation import range_words, submodel
 
 if TYPE_CHECKING:
@@ -38,17 +39,45 @@ _RECIPE_EXAMPLES: dict[str, dict[str, Any]] = {
 }
 """A complete recipe of each code to start from."""
 
+_SERVER = {
+    "mode": "server",
+    "host": "mongo.example.org",
+    "username": "otf",
+    "password_file": "mongo-password",
+    "auth_source": "otf",
+}
+
+
+def _cluster(kind: QueueKind, command: str, **extra: dict[str, Any]) -> dict[str, Any]:
+    """Return a site whose control jobs run beside `otf launch`, and all others in queues."""
+    gpu = {"kind": kind, "partition": "gpu", "cores_per_rank": 8, "gpus": 1, "memory_MiB": 32000}
+    cpu = {"kind": kind, "partition": "cpu", "ranks": 32, "memory_MiB": 64000}
+    load = {"environment": ["module load quantum-espresso"]}
+    queues = {
+        Role.DFT: {**cpu, "walltime_s": 4 * 3600, "max_jobs": 10, **load},
+        Role.MD: {**gpu, "walltime_s": 24 * 3600},
+        Role.TRAIN: {**gpu, "walltime_s": 8 * 3600, "max_jobs": 1},
+    }
+    return {
+        "database": _SERVER,
+        "workers": {str(Role.CONTROL): {"count": 1}},
+        "queues": {str(role): {**queue, **extra.get(role, {})} for role, queue in queues.items()},
+        "codes": {"espresso": {"command": command, "cores": 32}},
+    }
+
+
 _SITE_EXAMPLES: dict[str, dict[str, Any]] = {
     "local": {},
-    "server": {
-        "database": {
-            "mode": "server",
-            "host": "mongo.example.org",
-            "username": "otf",
-            "password_file": "mongo-password",
-            "auth_source": "otf",
-        }
-    },
+    "server": {"database": _SERVER},
+    "slurm": _cluster(QueueKind.SLURM, "srun pw.x"),
+    "pbs": _cluster(QueueKind.PBS, "mpirun -np 32 pw.x"),
+    "sge": _cluster(
+        QueueKind.SGE,
+        "mpirun -np 32 pw.x",
+        dft={"directives": ["#$ -pe mpi 32"]},
+        md={"directives": ["#$ -pe smp 8"]},
+        train={"directives": ["#$ -pe smp 8"]},
+    ),
 }
 """What each kind of site file sets apart from the defaults."""
 
@@ -100,12 +129,13 @@ def campaign_template(
 
 
 def site_template(kind: str) -> str:
-    """Return a commented site file: ``local`` for this machine alone, ``server`` for a MongoDB.
+    """Return a commented site file.
 
     Parameters
     ----------
     kind
-        Key of the examples: ``local`` or ``server``.
+        Key of the examples: ``local`` for this machine alone, ``server`` for a MongoDB and workers
+        on any machines, ``slurm``, ``pbs`` or ``sge`` for a cluster with batch queues.
     """
     from otf_workflows.labelers.base import Resources
     from otf_workflows.settings import Site
@@ -115,7 +145,10 @@ def site_template(kind: str) -> str:
         "# Check it with 'otf doctor --site site.yaml'.",
         "",
     ]
-    values = {"codes": {"espresso": {"command": "pw.x", "cores": 1}}, **_SITE_EXAMPLES[kind]}
+    values = {
+        "codes": {"espresso": {"command": "pw.x", "cores": 1}},
+        **_plain(_SITE_EXAMPLES[kind]),
+    }
     body = _section(Site, values, only=None, nested={"codes": Resources})
     return "\n".join([*head, *body]) + "\n"
 
@@ -207,19 +240,21 @@ def _section(
         inner = (nested or {}).get(key) or (
             None if name == "structure" else submodel(field.annotation)
         )
-        if inner is None or value is None:
+        table = typing.get_origin(field.annotation) is dict and key != "labels"
+        if inner is None or value is None or (table and not value):
             lines += _line(key, value, _comment(field), depth)
             continue
         if depth == 0 and lines:
             lines.append("")
-        table = typing.get_origin(field.annotation) is dict and key != "labels"
         about = [_comment(field)] if typing.get_origin(field.annotation) is dict else []
         about = about or [_summary(inner), _comment(field)]
         lines += _line(key, _SECTION, "; ".join(filter(None, about)), depth)
         if table:
-            for entry, content in value.items():
+            for number, (entry, content) in enumerate(value.items()):
+                # The first entry shows every key, those after it what they set.
+                shown = {f"{name}.{part}" for part in _as_dict(content)} if number else None
                 lines += _line(str(entry), _SECTION, "", depth + 1)
-                lines += _section(inner, _as_dict(content), only=None, path=name, depth=depth + 2)
+                lines += _section(inner, _as_dict(content), only=shown, path=name, depth=depth + 2)
         else:
             lines += _section(inner, _as_dict(value), only=only, path=name, depth=depth + 1)
     return lines

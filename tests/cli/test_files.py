@@ -11,8 +11,10 @@ import yaml
 from otf_workflows.campaign import Campaign
 from otf_workflows.campaign_file import read_campaign
 from otf_workflows.cli import templates
+from otf_workflows.engine.queue_system import QueueSystem
 from otf_workflows.labelers import available_codes
 from otf_workflows.settings import Site, load_site
+from otf_workflows.types import Role
 
 FLOWS = Path(__file__).parents[2] / "flows"
 
@@ -60,8 +62,31 @@ def test_a_generated_site_loads_back(tmp_path, kind):
     password.write_text("secret\n")
     password.chmod(0o600)
     site = load_site(tmp_path / "site.yaml")
-    assert site.workers == Site().workers
     assert site.database.mode == ("embedded" if kind == "local" else "server")
+    if kind in {"local", "server"}:
+        assert site.workers == Site().workers
+        assert site.queues == {}
+    else:  # every role has one place where its jobs run
+        assert set(site.workers) | set(site.queues) == set(Role)
+        assert not set(site.workers) & set(site.queues)
+        assert {queue.kind for queue in site.queues.values()} == {kind}
+
+
+@pytest.mark.parametrize("kind", ["slurm", "pbs", "sge"])
+def test_scripts_can_be_made_from_a_generated_cluster_site(kind):
+    site = Site.model_validate(yaml.safe_load(templates.site_template(kind)))
+    for queue in site.queues.values():
+        text = QueueSystem(queue).script(
+            name="otf-x", folder=Path("/x"), command=["true"], environment={}
+        )
+        assert "exec true" in text
+
+
+def test_init_writes_a_site_for_a_cluster(otf, folder):
+    assert otf("init", "--site", "slurm").code == 0
+    rows = (folder / "site.yaml").read_text().splitlines()
+    assert max(map(len, rows)) <= templates.WIDTH
+    assert rows.count("  md:") == 1
 
 
 def test_init_writes_nothing_on_a_dry_run_and_overwrites_nothing(otf, folder):
