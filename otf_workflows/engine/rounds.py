@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from otf_workflows.engine.launcher_thread import has_local_control
 from otf_workflows.errors import ConfigurationError
 from otf_workflows.settings import STATE_DIR_VARIABLE
-from otf_workflows.types import Role
+from otf_workflows.types import EngineKind, Role
 
 if TYPE_CHECKING:
     from otf_workflows.settings import Site
@@ -44,6 +44,10 @@ def one_round(site: Site) -> list[str]:
     from otf_workflows.engine.worker import reconcile_campaigns
 
     _check(site)
+    if site.engine is EngineKind.JOBFLOW_REMOTE:
+        from otf_workflows.engine.remote.service import one_round as round_of_the_runner
+
+        return round_of_the_runner(site)
     engine = FireWorksEngine(site)
     try:
         sentences = engine.recover() + reconcile_campaigns(engine)

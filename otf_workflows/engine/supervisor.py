@@ -31,12 +31,13 @@ from otf_workflows.engine.mongod import EmbeddedMongod
 from otf_workflows.errors import ConfigurationError, OtfError
 from otf_workflows.log import log_to_file
 from otf_workflows.settings import STATE_DIR_VARIABLE, Site, load_site
+from otf_workflows.types import EngineKind, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
-    from otf_workflows.types import Role
+    from otf_workflows.engine.remote.engine import JobflowRemoteEngine
 
 logger = logging.getLogger("otf_workflows.engine.supervisor")  # also when run as a program
 
@@ -123,7 +124,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._keep, name="supervisor", daemon=True)
         self._launcher: LauncherThread | None = None
         self._lock: IO[str] | None = None
-        self._engine: FireWorksEngine | None = None
+        self._engine: FireWorksEngine | JobflowRemoteEngine | None = None
         self._recovered = 0.0
         embedded = site.database.mode == "embedded"
         self._mongod = (
@@ -155,7 +156,7 @@ class Supervisor:
             if self._mongod is not None:
                 self._mongod.start()
             self._recover()
-            if self.site.queues:
+            if self.site.queues and self.site.engine is EngineKind.FIREWORKS:
                 self._launcher = LauncherThread(self.site, reconcile=self.reconcile)
         except BaseException:
             self._stop_database()
@@ -233,8 +234,7 @@ class Supervisor:
 
     def _start_worker(self, post: _Post) -> None:
         command = [
-            sys.executable, "-m", "otf_workflows.engine.worker",
-            "--role", str(post.role),
+            sys.executable, "-m", *_program(self.site, post.role),
             "--parent", str(os.getpid()),
             "--site", str(site_file(self.site)),
         ]  # fmt: skip
@@ -247,10 +247,10 @@ class Supervisor:
 
     def _recover(self) -> None:
         """Put back what dead workers have left."""
-        from otf_workflows.engine.fireworks_engine import FireWorksEngine
+        from otf_workflows.engine.choice import open_engine
 
         if self._engine is None:
-            self._engine = FireWorksEngine(self.site)
+            self._engine = open_engine(self.site)
         for sentence in self._engine.recover():
             logger.info(sentence)
         self._recovered = time.monotonic()
@@ -315,8 +315,20 @@ def service_status(site: Site) -> ServiceStatus:
 
 
 def local_workers(site: Site) -> dict[Role, int]:
-    """Return how many workers of each role run on this machine."""
+    """Return how many workers of each role run on this machine.
+
+    With jobflow-remote there is one, its runner, which starts the jobs of every role by itself.
+    """
+    if site.engine is EngineKind.JOBFLOW_REMOTE:
+        return {Role.CONTROL: 1}
     return {role: worker.count for role, worker in site.workers.items() if role not in site.queues}
+
+
+def _program(site: Site, role: Role) -> list[str]:
+    """Return module and arguments of the program that fills a place."""
+    if site.engine is EngineKind.JOBFLOW_REMOTE:
+        return ["otf_workflows.engine.remote.service"]
+    return ["otf_workflows.engine.worker", "--role", str(role)]
 
 
 @contextmanager

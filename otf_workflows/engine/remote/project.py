@@ -156,7 +156,7 @@ def worker_document(site: Site, role: Role, *, site_file: str) -> dict[str, Any]
         None if theirs else str(site.resolved_state_dir),
         queue.cores_per_rank,
     )
-    document = {
+    document: dict[str, Any] = {
         "type": "local",
         "scheduler_type": str(queue.kind),
         "work_dir": str(work_dir),

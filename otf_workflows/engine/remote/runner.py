@@ -74,7 +74,7 @@ class SiteRunner(Runner):
         # It would silence every logger that is there, ours among them.
         with patch("jobflow_remote.jobs.runner.initialize_runner_logger"):
             super().__init__(project_name=where[PROJECT_VARIABLE], log_level=LogLevel.WARN)
-        self.job_controller.close()
+        self.job_controller.close()  # type: ignore[has-type]
         self.job_controller = engine.controller
         self.gate = LabelGate(engine.database, engine.controller, engine.job_store)
 
@@ -238,10 +238,11 @@ class SiteRunner(Runner):
             n_back += jobs.update_one(same, _back(document, counts=False)).modified_count
         return n_back
 
-    def is_busy(self) -> bool:
-        """Tell whether a job is on its way or could be taken."""
+    def is_busy(self, role: Role | None = None) -> bool:
+        """Tell whether a job (of a role) is on its way or could be taken."""
         query = {"state": {"$in": [*ACTIVE, "READY"]}}
-        return self.job_controller.jobs.find_one(query, {"_id": 1}) is not None
+        found = self.job_controller.jobs.find(query, _LIGHT)
+        return any(role in {None, role_in(document)} for document in found)
 
     def close(self) -> None:
         """Close connections to other hosts."""

@@ -38,7 +38,8 @@ class SiteDocuments(MongoStore):
     def connect(self, force_reset: bool = False) -> None:
         """Use the connection of this process."""
         if self._coll is None or force_reset:
-            self._coll = naive(shared_database(self.site_file))[self.collection_name]
+            collection: Any = naive(shared_database(self.site_file))[self.collection_name]
+            self._coll = collection
 
     def close(self) -> None:
         """Let go of the connection; others of this process go on with it."""
@@ -61,7 +62,8 @@ class SiteBlobs(GridFSStore):
     def connect(self, force_reset: bool = False) -> None:
         """Use the connection of this process."""
         if self._coll is None or force_reset:
-            ready = shared_job_store(self.site_file).additional_stores["data"]
+            stores: dict[str, Any] = shared_job_store(self.site_file).additional_stores  # type: ignore[has-type]
+            ready = stores["data"]
             names = ("_coll", "_fs", "_files_collection", "_chunks_collection", "collection_name")
             for name in names:
                 setattr(self, name, getattr(ready, name))
