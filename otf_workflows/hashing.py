@@ -35,6 +35,10 @@ GRID_PHASE = 0.5 * (5**0.5 - 1)
 """Shift of the grid in steps; irrational, so that no tidy decimal or fraction sits on an edge."""
 
 
+FARTHEST_A = 1e9
+"""Beyond this (Å) doubles are too coarse for the grid, and different frames could hash equally."""
+
+
 def structure_hash(frame: Frame) -> str:
     """Return the hash of a periodic structure.
 
@@ -51,7 +55,8 @@ def structure_hash(frame: Frame) -> str:
     Raises
     ------
     InputError
-        If a number is not finite, shapes disagree or the cell has no volume.
+        If a number is not finite or beyond :data:`FARTHEST_A`, shapes disagree or the cell has
+        no volume.
     """
     numbers = np.asarray(frame.numbers, dtype=np.int64)
     cell_A = np.asarray(frame.cell_A, dtype=float)
@@ -62,6 +67,8 @@ def structure_hash(frame: Frame) -> str:
         )
     if not (np.isfinite(cell_A).all() and np.isfinite(positions_A).all()):
         raise InputError("the cell or the positions of a structure are not finite numbers")
+    if max(np.abs(cell_A).max(), np.abs(positions_A).max(initial=0.0)) > FARTHEST_A:
+        raise InputError(f"a structure reaches farther than {FARTHEST_A:.0e} Å")
     if abs(np.linalg.det(cell_A)) < 1e-6:
         raise InputError("the cell of a structure has no volume")
 

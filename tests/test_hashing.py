@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otf_workflows.errors import InputError
-from otf_workflows.hashing import DISTINCT_A, label_key, structure_hash
+from otf_workflows.hashing import (
+    DISTINCT_A,
+    GRID_PHASE,
+    RESOLUTION_A,
+    label_key,
+    structure_hash,
+)
 from otf_workflows.schemas import Frame, Origin
 
 
@@ -83,6 +89,90 @@ def test_one_changed_element_changes_the_hash(frame, data):
     assert structure_hash(changed(frame, numbers=numbers)) != structure_hash(frame)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(frame=frames(), data=st.data())
+def test_unwrapped_atoms_a_thousand_cells_away_hash_as_in_the_cell(frame, data):
+    """MD does not wrap; that far away positions carry a noise of about 1e-12 Å."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    shifts = rng.integers(-1000, 1001, (frame.n_atoms, 3)) @ np.array(frame.cell_A)
+    assert structure_hash(
+        changed(frame, positions_A=np.array(frame.positions_A) + shifts)
+    ) == structure_hash(frame)
+
+
+CELLS = {
+    "cubic": 4.05 * np.eye(3),
+    "primitive": 2.57 * (np.ones((3, 3)) - np.eye(3)),
+    "hexagonal": np.array([[3.2, 0, 0], [-1.6, 1.6 * 3**0.5, 0], [0, 0, 5.2]]),
+    "very skew": np.array([[3.0, 0, 0], [29.0, 4.0, 0], [-17.0, 11.0, 5.0]]),
+    "left-handed": np.diag([4.1, 5.2, -6.3]),
+}
+
+
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS.keys())
+@pytest.mark.parametrize("border", [-0.0, 1.0, -1.0, 2.0, -1e-17, 1e-17, 1 - 1e-16, -1 + 1e-16])
+def test_a_coordinate_on_the_border_of_the_cell_is_the_same_on_both_sides(cell, border):
+    def at(fraction):
+        positions = np.array([[fraction, 0.3, fraction], [0.5, fraction, 0.25]]) @ cell
+        return structure_hash(
+            Frame(numbers=[3, 17], cell_A=cell.tolist(), positions_A=positions.tolist())
+        )
+
+    assert at(border) == at(0.0)
+
+
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS.keys())
+def test_tidy_fractions_lie_far_from_the_edges_of_the_grid(cell):
+    """Crystals sit on 1/2, 1/3, 1/24 …; noise a hundred times that of doubles must not matter."""
+    rng = np.random.default_rng(5)
+    for divisor in range(1, 25):
+        fractions = rng.integers(0, divisor, (6, 3)) / divisor
+        frame = Frame(
+            numbers=[14] * 6, cell_A=cell.tolist(), positions_A=(fractions @ cell).tolist()
+        )
+        noisy = np.array(frame.positions_A) + rng.uniform(-1e-12, 1e-12, (6, 3))
+        assert structure_hash(changed(frame, positions_A=noisy)) == structure_hash(frame)
+
+
+def test_at_an_edge_of_the_grid_two_copies_may_differ_but_only_there():
+    """What a grid cannot promise, as the module says: the price is a label computed twice."""
+    edge_A = (12_345 - GRID_PHASE) * RESOLUTION_A
+
+    def at(x):
+        return structure_hash(
+            Frame(numbers=[3], cell_A=(4 * np.eye(3)).tolist(), positions_A=[[x, 0.1, 0.1]])
+        )
+
+    assert at(edge_A - 1e-9) != at(edge_A + 1e-9)
+    inside = [edge_A + share * RESOLUTION_A for share in (0.01, 0.5, 0.99)]
+    assert len({at(x) for x in inside}) == 1
+
+
+def test_another_cell_of_the_same_crystal_is_another_label():
+    """Its k-points differ, so its energy and forces do."""
+    primitive = np.array(CELLS["primitive"])
+    atoms = [[0, 0, 0], (primitive.sum(axis=0) / 2).tolist()]
+    frame = Frame(numbers=[3, 17], cell_A=primitive.tolist(), positions_A=atoms)
+    doubled = Frame(
+        numbers=[3, 17] * 2,
+        cell_A=(np.diag([2, 1, 1]) @ primitive).tolist(),
+        positions_A=[*atoms, *(np.array(atoms) + primitive[0]).tolist()],
+    )
+    sheared = changed(frame, cell_A=[primitive[0], primitive[1], primitive[2] + primitive[0]])
+    turned = changed(frame, cell_A=primitive[[1, 2, 0]])
+    quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]).T
+    rotated = changed(frame, cell_A=primitive @ quarter, positions_A=np.array(atoms) @ quarter)
+    shifted = changed(frame, positions_A=np.array(atoms) + 0.25)
+    found = [structure_hash(f) for f in (frame, doubled, sheared, turned, rotated, shifted)]
+    assert len(set(found)) == len(found)
+
+
+def test_two_atoms_at_one_place_are_not_one():
+    one = Frame(numbers=[3], cell_A=(4 * np.eye(3)).tolist(), positions_A=[[1, 1, 1]])
+    two = Frame(numbers=[3, 3], cell_A=(4 * np.eye(3)).tolist(), positions_A=[[1, 1, 1]] * 2)
+    assert structure_hash(one) != structure_hash(two)
+
+
 def test_swapping_two_elements_changes_the_hash():
     frame = Frame(
         numbers=[3, 17, 17],
@@ -110,6 +200,8 @@ def test_the_key_depends_on_the_level_of_theory():
         (np.zeros((3, 3)), [[0, 0, 0]]),
         (4 * np.eye(3), [[0, 0, float("nan")]]),
         (4 * np.eye(3), [[0, 0, 0], [1, 1, 1]]),
+        (4 * np.eye(3), [[0, 1e13, 0]]),
+        (1e10 * np.eye(3), [[0, 0, 0]]),
     ],
 )
 def test_impossible_structures_are_refused(cell, positions):
