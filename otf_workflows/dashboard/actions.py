@@ -247,8 +247,7 @@ def preview_rerun(here: Backend, wish: RerunWish) -> RerunPreview:
         walltime_s=parse_duration(wish.walltime) if wish.walltime else None,
     )  # fmt: skip
     rows = {row.key: row for row in label_rows(store, [item.key for item in plan.items])}
-    states = {item.campaign: item for item in plan.runnable}
-    holds = {name: _HELD.get(store.campaign(name).state, "") for name in states if name}
+    holds = _holds(store, {item.campaign for item in plan.runnable})
     lines = [
         RerunLine(item, rows[item.key], _seen(item, rows[item.key]), holds.get(item.campaign, ""))
         for item in plan.items
@@ -326,6 +325,13 @@ def _keys(store: Store, chosen: LabelFilter) -> list[str]:
             hint="choose a cause, a campaign or a cycle",
         )
     return keys
+
+
+def _holds(store: Store, names: set[str]) -> dict[str, str]:
+    """Return why labels of these campaigns have to wait, if they have to."""
+    query = {"name": {"$in": sorted(names)}, "state": {"$in": [str(state) for state in _HELD]}}
+    found = store.database.otf_campaigns.find(query, {"_id": 0, "name": 1, "state": 1})
+    return {campaign["name"]: _HELD[CampaignState(campaign["state"])] for campaign in found}
 
 
 def _seen(item: RerunItem, row: LabelRow) -> str:
