@@ -108,7 +108,24 @@ class Figure:
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """Return an axis with a title that names its unit."""
-    return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False, **more}
+    shown = {"text": title, "standoff": 8, "font": {"size": 13}}
+    return {"title": shown, "automargin": True, "zeroline": False, **more}
+
+
+def log_axis(title: str, low: float, high: float, **more: Any) -> dict[str, Any]:
+    """Return a logarithmic axis between two values, with plain numbers at 1, 2 and 5."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    steps = (1, 2, 5) if np.log10(high / low) < 4 else (1,)
+    ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+    return axis(
+        title,
+        type="log",
+        range=[float(f"{np.log10(end):.4f}") for end in (low, high)],
+        tickmode="array",
+        tickvals=ticks,
+        ticktext=[f"{tick:g}" for tick in ticks],
+        **more,
+    )
 
 
 def level(
@@ -124,8 +141,8 @@ def level(
     }  # fmt: skip
     words = {
         f"{along}ref": "paper", along: 1, f"{across}ref": across, across: value,
-        "text": text, "showarrow": False, "xanchor": "right", "yanchor": "bottom",
-        "font": {"size": 11},
+        "text": text, "showarrow": False, "xanchor": "right" if horizontal else "left",
+        "yanchor": "bottom" if horizontal else "top", "font": {"size": 11},
     }  # fmt: skip
     return line, words
 

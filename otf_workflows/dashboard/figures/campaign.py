@@ -381,5 +381,5 @@ def costs(view: CampaignView) -> Figure:
 
 def _cost_note(view: CampaignView) -> str:
     budget = float(view.document.campaign["budget"]["max_core_hours"])
-    note = f"Every try counts, failed ones too. Budget: {words.core_hours(budget)} core-hours."
+    note = f"Every try counts, failed ones too. Budget: {budget:g} core-hours."
     return f"{note} Forecast: {view.forecast.sentence}." if view.forecast else note

@@ -19,6 +19,7 @@ from otf_workflows.dashboard.figures.base import (
     axis,
     diagonal,
     level,
+    log_axis,
     number,
     rounded,
     thin,
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 
 def figures(view: CycleView) -> list[Figure]:
     """Return the figures of the page, in their order."""
-    made = [uncertainty(view), calibration(view), force_parity(view), energy_parity(view)]
-    made.append(elements(view))
+    compared = [force_parity(view), energy_parity(view), elements(view)]
     if view.document.kind == "production":
-        return made[1:]
-    return [*made, training(view.challenger.history if view.challenger else [])]
+        return [calibration(view), *compared]
+    learned = training(view.challenger.history if view.challenger else [])
+    return [uncertainty(view), calibration(view), learned, *compared]
 
 
 # -- walkers -------------------------------------------------------------------------------------
@@ -66,13 +67,7 @@ def uncertainty(view: CycleView) -> Figure:
         traces=traces,
         layout={
             "xaxis": axis("time of the walker, over all cycles (ps)"),
-            "yaxis": axis(
-                "σ of the worst atom (eV/Å)",
-                type="log",
-                # Two decades hold all that matters; the perfect crystal starts near zero.
-                range=_log_range(sigmas, view.tolerance_eV_A),
-                dtick="D2",
-            ),
+            "yaxis": log_axis("σ of the worst atom (eV/Å)", *_ends(sigmas, view.tolerance_eV_A)),
             "shapes": [line],
             "annotations": [{**text, "y": float(np.log10(view.tolerance_eV_A))}],
         },
@@ -184,7 +179,6 @@ def calibration(view: CycleView) -> Figure:
     if points:
         values = [v for _, p in points for v in (p.sigma_eV_A, p.error_eV_A)]
         low, high = 0.7 * min(values), 1.4 * max(values)
-        ends = [float(f"{np.log10(end):.4f}") for end in (low, high)]
         calibrated = points[0][1].calibrated
         traces = [
             diagonal([low, high], [low, high]),
@@ -205,10 +199,9 @@ def calibration(view: CycleView) -> Figure:
                 "<extra></extra>",
             },
         ]
-        shared = {"type": "log", "range": ends, "dtick": "D2"}
         layout = {
-            "xaxis": axis("predicted: σ of the worst atom (eV/Å)", **shared),
-            "yaxis": axis("true error of the worst atom (eV/Å)", **shared),
+            "xaxis": log_axis("predicted: σ of the worst atom (eV/Å)", low, high),
+            "yaxis": log_axis("true error of the worst atom (eV/Å)", low, high),
             "showlegend": False,
         }
     return Figure(
@@ -226,6 +219,11 @@ def calibration(view: CycleView) -> Figure:
 def _coverage_table(view: CycleView) -> Table:
     c = view.document.fresh_coverage
     rows = []
+    if "coverage" not in c and view.points:
+        covered = sum(p.error_eV_A <= p.sigma_eV_A for p in view.points)
+        nominal = words.percent(view.document.calibration.nominal)
+        said = f"{covered} of {words.count(len(view.points), 'label')}"
+        rows.append(["covered (error below σ)", said, f"{nominal} meant"])
     if "coverage" in c:
         rows.append(
             [
@@ -287,7 +285,7 @@ def training(history: Sequence[dict[str, float]]) -> Figure:
         traces=traces,
         layout={
             "xaxis": axis("epoch"),
-            "yaxis": axis("force error (eV/Å)" if has_errors else "loss", type="log", dtick="D2"),
+            "yaxis": log_axis("force error (eV/Å)" if has_errors else "loss", *_span(traces)),
             "shapes": [line for line, _ in marks],
             "annotations": [text for _, text in marks],
         },
@@ -295,6 +293,11 @@ def training(history: Sequence[dict[str, float]]) -> Figure:
         note="The epoch with the smallest validation error is kept.",
         empty="This model was not trained here.",
     )
+
+
+def _span(traces: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    values = [y for trace in traces for y in trace["y"] if y > 0]
+    return 0.85 * min(values, default=0.1), 1.15 * max(values, default=1.0)
 
 
 def _history_table(history: Sequence[dict[str, float]], epochs: list[float]) -> Table:
@@ -306,8 +309,10 @@ def _history_table(history: Sequence[dict[str, float]], epochs: list[float]) -> 
     )
 
 
-def _log_range(values: Sequence[float], tolerance_eV_A: float) -> list[float]:
-    """Return the ends of a logarithmic axis, as exponents; tiny values are cut off."""
+def _ends(values: Sequence[float], tolerance_eV_A: float) -> tuple[float, float]:
+    """Return the ends of an axis of uncertainties.
+
+    A walker that starts from the perfect crystal begins near zero, which no log axis needs.
+    """
     top = 1.3 * max([*values, tolerance_eV_A])
-    bottom = max(0.8 * min([*values, tolerance_eV_A]), tolerance_eV_A / 10)
-    return [float(f"{np.log10(bottom):.4f}"), float(f"{np.log10(top):.4f}")]
+    return max(0.8 * min([*values, tolerance_eV_A]), tolerance_eV_A / 10), top

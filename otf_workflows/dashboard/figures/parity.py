@@ -110,7 +110,7 @@ def _parity(
         note=note
         + (" Many points: each is a cell of a grid, its size the count." if binned else ""),
         empty="No model has been compared on audit labels yet.",
-        height=400,
+        height=320,
     )
 
 
