@@ -15,8 +15,25 @@ from starlette.staticfiles import StaticFiles
 
 from otf_workflows.dashboard.backend import Backend
 from otf_workflows.dashboard.live import Live
-from otf_workflows.dashboard.pages import events, glance, jobs, login
-from otf_workflows.dashboard.pages.errors import on_http_error, on_invalid, on_otf_error
+from otf_workflows.dashboard.pages import (
+    campaign,
+    campaign_actions,
+    cycle,
+    events,
+    glance,
+    health,
+    jobs,
+    labels,
+    login,
+    models,
+    production,
+)
+from otf_workflows.dashboard.pages.errors import (
+    on_http_error,
+    on_invalid,
+    on_otf_error,
+    on_unexpected,
+)
 from otf_workflows.dashboard.queries.changes import stamps
 from otf_workflows.dashboard.rendering import Addresses, environment
 from otf_workflows.dashboard.security import Doorkeeper, Guard
@@ -35,6 +52,13 @@ ROUTERS = [
     events.router,
     glance.router,
     jobs.router,
+    health.router,
+    labels.router,
+    campaign_actions.router,
+    campaign.router,
+    cycle.router,
+    models.router,
+    production.router,
 ]
 """One router per page; the menu shows those that :data:`rendering.NAVIGATION` names."""
 
@@ -86,6 +110,7 @@ def create_app(settings: DashboardSettings) -> FastAPI:
     app.add_exception_handler(OtfError, on_otf_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_unexpected)
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=5)
     # Added last, so that it stands first.
     app.add_middleware(Guard, settings=settings, doorkeeper=doorkeeper)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request  # noqa: TC002  FastAPI reads it at run time
 
+from otf_workflows.dashboard.queries.glance import ProgressCache
 from otf_workflows.errors import DatabaseError
 from otf_workflows.store import Store
 from otf_workflows.types import Role
@@ -35,6 +36,7 @@ class Backend:
         self._lock = threading.Lock()
         self._database: Database[dict[str, Any]] | None = None
         self._engine: Engine | None = None
+        self.progress = ProgressCache()
 
     @property
     def database(self) -> Database[dict[str, Any]]:

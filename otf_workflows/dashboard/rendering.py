@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fastapi import APIRouter, Request
     from jinja2.runtime import Context
 
+    from otf_workflows.progress import CampaignProgress
+
 NAVIGATION = [
     ("glance", "Glance"),
     ("campaigns", "Campaigns"),
@@ -130,6 +132,7 @@ def environment() -> Environment:
         icon=icon,
         tone=tone,
         job_parts=job_parts,
+        sentence_of=sentence_of,
         url=_url,
         knows=_knows,
         static=_static,
@@ -215,6 +218,12 @@ def job_parts(counts: Mapping[Any, int]) -> list[tuple[str, int, str]]:
         for state in order
         if counts.get(state)
     ]
+
+
+def sentence_of(progress: CampaignProgress) -> str:
+    """Return what a campaign does, without the state that stands beside it already."""
+    sentence = progress.sentence.removeprefix(f"{words(progress.state)}: ")
+    return sentence[:1].upper() + sentence[1:]
 
 
 def words(value: object) -> str:

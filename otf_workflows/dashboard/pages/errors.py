@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otf_workflows.dashboard.rendering import page
+from otf_workflows.dashboard.security import HEADERS
 from otf_workflows.errors import DatabaseError, InputError, NotFoundError, OtfError, PartialError
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ async def on_invalid(request: Request, error: Exception) -> Response:
     problems = error.errors() if hasattr(error, "errors") else []
     sentences = [f"{item['loc'][-1]}: {item['msg'].lower()}" for item in problems]
     return _show(request, 422, InputError("; ".join(sentences) or "The request is not valid."))
+
+
+async def on_unexpected(request: Request, error: Exception) -> Response:
+    """Show a mistake of ours; the traceback goes to the log of the server, not to the reader."""
+    what = f"unexpected {type(error).__name__}: a mistake in otf-workflows"
+    hint = "look at the terminal of 'otf dashboard', and report the traceback there"
+    response = _show(request, 500, OtfError(what, where=request.url.path, hint=hint))
+    response.headers.update(HEADERS)  # this answer does not pass the guard
+    return response
 
 
 def _show(request: Request, status: int, error: OtfError) -> Response:

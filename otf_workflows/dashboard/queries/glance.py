@@ -1,14 +1,19 @@
-"""Everything at a glance: campaigns, the launch pad in numbers, what failed lately."""
+"""Everything at a glance: campaigns, the launch pad in numbers, what failed, what is healthy."""
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from otf_workflows.dashboard.queries.health import Check, brief
+from otf_workflows.dashboard.queries.jobs import role_counts
+from otf_workflows.dashboard.queries.news import Happening, News, happenings, news
 from otf_workflows.dashboard.queries.reader import LaunchPadReader
-from otf_workflows.engine.records import STATES
 from otf_workflows.progress import campaign_progress
-from otf_workflows.types import Role
+from otf_workflows.store import Store
+from otf_workflows.types import CampaignState
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,7 +21,13 @@ if TYPE_CHECKING:
     from pymongo.database import Database
 
     from otf_workflows.dashboard.backend import Backend
+    from otf_workflows.engine.base import JobState
     from otf_workflows.progress import CampaignProgress
+
+MOST_ENDED = 8
+"""Campaigns that are over, newest first; the others are on a page of their own."""
+FRESH_S = 5.0
+"""What is said of a campaign at work is at most this old, since times run on (s)."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +44,11 @@ class Glance:
     """The whole page."""
 
     campaigns: list[CampaignRow]
-    roles: dict[Role, dict[str, int]]
-    since: datetime
+    n_more: int
+    roles: dict[str, dict[JobState, int]]
+    news: News
+    health: list[Check]
+    happenings: list[Happening]
 
 
 def glance(backend: Backend, *, since: datetime) -> Glance:
@@ -48,23 +62,37 @@ def glance(backend: Backend, *, since: datetime) -> Glance:
         Failures after this moment are news.
     """
     with backend.reading() as database:
-        reader = LaunchPadReader(database)
-        rows = []
-        for document in backend.store.campaigns():
-            progress = campaign_progress(
-                backend.store,
-                reader,
-                document.name,
-                dft_workers=backend.dft_workers,  # type: ignore[arg-type]
+        rows, n_more = campaign_rows(backend, database)
+        roles = role_counts(database)
+        return Glance(
+            campaigns=rows,
+            n_more=n_more,
+            roles=roles,
+            news=news(database, since=since),
+            health=brief(backend, roles),
+            happenings=happenings(database),
+        )
+
+
+def campaign_rows(
+    backend: Backend, database: Database[dict[str, Any]]
+) -> tuple[list[CampaignRow], int]:
+    """Return campaigns at work, then those that are over; and how many are left out."""
+    fields = {"_id": 0, "name": 1, "state": 1, "campaign.tolerance_eV_A": 1}
+    found = list(database.otf_campaigns.find({}, fields).sort("created", -1))
+    at_work = [item for item in found if not CampaignState(item["state"]).terminal]
+    ended = [item for item in found if CampaignState(item["state"]).terminal]
+    rows = []
+    for document in [*at_work, *ended[:MOST_ENDED]]:
+        progress = backend.progress.of(database, document["name"], backend.dft_workers)
+        rows.append(
+            CampaignRow(
+                progress=progress,
+                tolerance_eV_A=document["campaign"]["tolerance_eV_A"],
+                rmse_eV_A=fresh_errors(progress),
             )
-            rows.append(
-                CampaignRow(
-                    progress=progress,
-                    tolerance_eV_A=document.campaign["tolerance_eV_A"],
-                    rmse_eV_A=fresh_errors(progress),
-                )
-            )
-        return Glance(campaigns=rows, roles=role_counts(database), since=since)
+        )
+    return rows, max(len(ended) - MOST_ENDED, 0)
 
 
 def fresh_errors(progress: CampaignProgress) -> list[float]:
@@ -73,19 +101,58 @@ def fresh_errors(progress: CampaignProgress) -> list[float]:
     return [item.force_rmse_eV_A for item in found if item is not None]
 
 
-def role_counts(database: Database[dict[str, Any]]) -> dict[Role, dict[str, int]]:
-    """Return how many jobs of each role are in each of our states."""
-    counts: dict[Role, dict[str, int]] = {role: {} for role in Role}
-    groups = database.fireworks.aggregate(
-        [
-            {"$match": {"state": {"$ne": "ARCHIVED"}}},
-            {"$group": {"_id": {"s": "$state", "r": "$spec._category"}, "n": {"$sum": 1}}},
-        ]
+class ProgressCache:
+    """Remembers where each campaign stands until something about it has changed.
+
+    A campaign that ended last year takes three indexed look-ups, not a walk over its labels.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[str, float, CampaignProgress]] = {}
+
+    def of(
+        self, database: Database[dict[str, Any]], name: str, dft_workers: int
+    ) -> CampaignProgress:
+        """Return where a campaign stands.
+
+        Parameters
+        ----------
+        database
+            The site's database.
+        name
+            The campaign.
+        dft_workers
+            Labels computed at once.
+        """
+        stamp = _stamp(database, name)
+        with self._lock:
+            kept = self._kept.get(name)
+        if kept is not None and kept[0] == stamp:
+            progress = kept[2]
+            if progress.state.terminal or time.monotonic() - kept[1] < FRESH_S:
+                return progress
+        reader: Any = LaunchPadReader(database)
+        progress = campaign_progress(Store(database), reader, name, dft_workers=dft_workers)
+        with self._lock:
+            self._kept[name] = (stamp, time.monotonic(), progress)
+        return progress
+
+
+def _stamp(database: Database[dict[str, Any]], name: str) -> str:
+    """Return a text that changes when anything that progress is made of changes."""
+    campaign = database.otf_campaigns.find_one(
+        {"name": name}, {"state": 1, "reason": 1, "totals": 1, "incumbent_id": 1, "finished": 1}
     )
-    for group in groups:
-        role = group["_id"].get("r")
-        state = STATES.get(group["_id"]["s"])
-        if role in set(Role) and state is not None:
-            mine = counts[Role(role)]
-            mine[str(state)] = mine.get(str(state), 0) + group["n"]
-    return counts
+    cycle = database.otf_cycles.find_one(
+        {"campaign": name},
+        {"cycle": 1, "state": 1, "stages": 1, "errors": 1, "verdict": 1},
+        sort=[("cycle", -1)],
+    )
+    label = database.otf_labels.find_one(
+        {"wanted_by.campaign": name}, {"updated": 1}, sort=[("updated", -1)]
+    )
+    job = database.fireworks.find_one(
+        {"spec.campaign": name}, {"updated_on": 1}, sort=[("updated_on", -1)]
+    )
+    return repr((campaign, cycle, label, job))

@@ -17,7 +17,11 @@ INDEXES: dict[str, list[list[tuple[str, int]]]] = {
         [("wanted_by.0.campaign", 1), ("imported", 1), ("core_hours", 1)],
     ],
     "fireworks": [
-        [("spec.campaign", 1), ("state", 1)],
+        [("spec.campaign", 1), ("updated_on", -1)],
+        [("spec.campaign", 1), ("fw_id", -1)],
+        [("spec._category", 1), ("fw_id", -1)],
+        [("state", 1), ("fw_id", -1)],
+        [("state", 1), ("updated_on", -1)],
         [("state", 1), ("spec._category", 1)],
     ],
 }
