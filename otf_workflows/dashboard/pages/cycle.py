@@ -10,15 +10,16 @@ from fastapi.responses import JSONResponse, Response
 from otf_workflows.dashboard.backend import Backend, backend
 from otf_workflows.dashboard.figures.cycle import figures
 from otf_workflows.dashboard.pages.campaign import chosen
-from otf_workflows.dashboard.queries.cycle import CycleView, cycle_view
+from otf_workflows.dashboard.queries.cycle import CycleView, cycle_view, frames_of
 from otf_workflows.dashboard.queries.trajectories import walker_trajectory
 from otf_workflows.dashboard.rendering import page
+from otf_workflows.dashboard.stills import still
 
 router = APIRouter()
 Here = Annotated[Backend, Depends(backend)]
 
 STRUCTURES = 12
-"""Structures drawn at once; a browser has few 3D canvases to give."""
+"""Structures on one page; a browser has few 3D canvases to give."""
 
 
 @router.get("/campaigns/{name}/cycles/{cycle}", name="cycle")
@@ -26,6 +27,9 @@ def show(request: Request, here: Here, name: str, cycle: int, part: int = 1) -> 
     """Show one cycle."""
     view = _view(here, name, cycle)
     first = STRUCTURES * (max(part, 1) - 1)
+    drawn = view.picks[first : first + STRUCTURES]
+    with here.reading():
+        frames = frames_of(here.store, [pick.key for pick in drawn])
     return page(
         request,
         "cycle.html.jinja",
@@ -33,7 +37,11 @@ def show(request: Request, here: Here, name: str, cycle: int, part: int = 1) -> 
         campaign=name,
         view=view,
         figures=figures(view),
-        drawn=view.picks[first : first + STRUCTURES],
+        drawn=drawn,
+        stills={
+            key: still(frame, name=f"still-{key[:16]}", words=f"Frame {key[:10]}")
+            for key, frame in frames.items()
+        },
         part=max(part, 1),
         n_parts=-(-len(view.picks) // STRUCTURES),
     )

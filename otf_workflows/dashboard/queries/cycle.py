@@ -12,7 +12,7 @@ import numpy as np
 
 from otf_workflows.errors import NotFoundError
 from otf_workflows.report.evidence import worst_atoms
-from otf_workflows.schemas import CycleDocument, ModelDocument, WalkerSegment
+from otf_workflows.schemas import CycleDocument, Frame, ModelDocument, WalkerSegment
 from otf_workflows.types import LabelState
 
 if TYPE_CHECKING:
@@ -172,6 +172,14 @@ def picks(store: Store, campaign: str, document: CycleDocument) -> list[Pick]:
         rows,
         key=lambda pick: (pick.walker is None, pick.walker or 0, pick.step or 0, pick.key),
     )
+
+
+def frames_of(store: Store, keys: Sequence[str]) -> dict[str, Frame]:
+    """Return the structures of some labels by their keys."""
+    found = store.database.otf_labels.find(
+        {"key": {"$in": list(keys)}}, {"_id": 0, "key": 1, "frame": 1}
+    )
+    return {item["key"]: Frame.model_validate(item["frame"]) for item in found}
 
 
 # -- evaluations ---------------------------------------------------------------------------------

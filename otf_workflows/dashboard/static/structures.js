@@ -194,6 +194,21 @@
   }
 
   document.addEventListener("otf:structure", (event) => draw(event.detail));
+
+  // A still picture turns into a 3D view when somebody points at it, taps it or comes to it by key.
+  function wake(event) {
+    const figure = event.target.closest && event.target.closest("figure[data-still]");
+    if (!figure || figure.dataset.structure) return;
+    figure.dataset.structure = figure.dataset.still;
+    figure.dataset.seen = "yes";
+    draw(figure);
+  }
+  for (const kind of ["pointerover", "focusin", "click"]) document.addEventListener(kind, wake);
+  function reachable() {
+    for (const figure of document.querySelectorAll("figure[data-still]")) figure.tabIndex = 0;
+  }
+  document.addEventListener("htmx:after:swap", reachable);
+  reachable();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const figure of document.querySelectorAll("[data-drawn3d]")) figure.redraw();
   });
