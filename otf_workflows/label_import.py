@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from otf_workflows.labelers.base import Recipe
-    from otf_workflows.labelers.cp2k import Cp2kRecipe
+    from otf_workflows.labelers.cp2k_recipe import Cp2kRecipe
     from otf_workflows.labelers.vasp_recipe import VaspRecipe
 
 KB_EV_A3 = -0.1 / 160.21766208

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -16,9 +17,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from otf_workflows.errors import ConfigurationError, InputError, OtfError
-from otf_workflows.labelers.espresso_recipe import all_symbols, tidy
+from otf_workflows.labelers.espresso_recipe import Spin, all_symbols, tidy
 from otf_workflows.labelers.external import ExternalLabeler, ExternalRun, Mark, Output, kelvin
-from otf_workflows.labelers.grid_recipe import GridRecipe
+from otf_workflows.labelers.grid_recipe import GridRecipe, moments_of_elements
 from otf_workflows.types import FailureCause
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class AbinitRecipe(GridRecipe):
     def level_of_theory(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Return what defines the results for these elements; numerics are left out."""
         return {
-            **self.common_level_asked(),
+            **self.common_level_asked(numbers),
             "cutoff_Ha": tidy(self.cutoff_Ha),
             "scf_threshold_Ha": tidy(self.scf_threshold_Ha),
             "pseudopotentials_md5": {s: f.md5 for s, f in self.files(numbers).items()},
@@ -89,7 +90,12 @@ class AbinitRecipe(GridRecipe):
             return [error.what]
         if round(electrons) % 2 and self.electronic_temperature_K is None:
             return [f"{electrons:g} valence electrons: give electronic_temperature_K"]
-        return []
+        return self.spin_problems(frame.numbers)
+
+    def n_bands(self, numbers: Sequence[int], *, extra: int) -> int:
+        """Return enough bands for the spin with more electrons, a fifth more, and some extra."""
+        moment = sum(abs(m) for m in self.start_moments(numbers))
+        return ceil(0.6 * (self.n_electrons(numbers) + moment)) + extra
 
 
 class AbinitNumerics(BaseModel):
@@ -102,6 +108,7 @@ class AbinitNumerics(BaseModel):
     diemix: float = Field(1.0, gt=0, le=1, description="Share of the new density.")
     npulayit: int = Field(7, ge=1, le=50, description="Iterations remembered by the mixer.")
     nline: int = Field(4, ge=2, le=20, description="Line minimisations of the eigensolver.")
+    extra_bands: int = Field(4, ge=0, le=500, description="Bands more than usual, with smearing.")
 
 
 class AbinitRun(ExternalRun):
@@ -110,6 +117,11 @@ class AbinitRun(ExternalRun):
     program = "abinit"
     numerics_model = AbinitNumerics
     marks: ClassVar[tuple[Mark, ...]] = (
+        (
+            r"The minimal occupation factor is",
+            FailureCause.SCF,
+            "too few bands for this electronic temperature",
+        ),
         (r"was not enough SCF cycles", FailureCause.SCF, "the SCF did not converge"),
         (r"(?s)--- !TimeLimit", FailureCause.WALLTIME, "{program} stopped at its time limit"),
         (
@@ -129,13 +141,18 @@ class AbinitRun(ExternalRun):
     must_have: ClassVar[tuple[str, ...]] = (r"etot is converged", r"Calculation completed")
     ladder: ClassVar[dict[FailureCause, tuple[dict[str, Any], ...]]] = {
         FailureCause.SCF: (
-            {"diemac": 10.0, "nstep": 120},
-            {"diemix": 0.4, "npulayit": 15, "nline": 6, "nstep": 250},
+            {"diemac": 10.0, "nstep": 120, "extra_bands": 12},
+            {"diemix": 0.4, "npulayit": 15, "nline": 6, "nstep": 250, "extra_bands": 24},
         ),
         FailureCause.KILLED: ({},),
         FailureCause.UNKNOWN: ({},),
     }
-    careful: ClassVar[dict[str, Any]] = {"diemix": min, "nstep": max, "npulayit": max}
+    careful: ClassVar[dict[str, Any]] = {
+        "diemix": min,
+        "nstep": max,
+        "npulayit": max,
+        "extra_bands": max,
+    }
     rubbish: ClassVar[tuple[str, ...]] = ("try-*o_*", "try-*t_*")
 
     def write(self, numerics: dict[str, Any], *, number: int) -> list[str]:
@@ -172,11 +189,15 @@ class AbinitRun(ExternalRun):
             "acell": "3*1",
             "rprim": np.array(frame.cell_A) / Bohr,
             "xcart": np.array(frame.positions_A) / Bohr,
-            **numerics,
+            **{name: value for name, value in numerics.items() if name != "extra_bands"},
         }  # fmt: skip
         if recipe.electronic_temperature_K is not None:
             variables["occopt"] = 3
             variables["tsmear"] = recipe.electronic_temperature_K * kB / Hartree
+            variables["nband"] = recipe.n_bands(frame.numbers, extra=numerics["extra_bands"])
+        if recipe.spin == Spin.COLLINEAR:
+            variables["nsppol"] = 2
+            variables["spinat"] = [(0.0, 0.0, m) for m in recipe.start_moments(frame.numbers)]
         lines = [f"{name} {_words(value)}\n" for name, value in variables.items()]
         (self.directory / f"try-{number}.abi").write_text("".join(lines))
         return [f"try-{number}.abi"]
@@ -192,19 +213,22 @@ class AbinitRun(ExternalRun):
         if energy is None:
             raise LookupError("no total energy")
         cell_A = _matrix(found["rprim"]) * np.array(found["acell"])[:, None] * Bohr
+        numbers = [round(found["znucl"][int(kind) - 1]) for kind in found["typat"]]
         xx, yy, zz, yz, xz, xy = np.array(found["strten"]) * Hartree / Bohr**3
         return Output(
             energy_eV=float(energy.group(1)) * Hartree,
             forces_eV_A=_matrix(found["fcart"]) * Hartree / Bohr,
             stress_eV_A3=np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]),
-            numbers=[round(found["znucl"][int(kind) - 1]) for kind in found["typat"]],
+            numbers=numbers,
             cell_A=cell_A,
-            positions_A=_matrix(found["xcart"]) * Bohr,
-            settings=self._settings(found, log, cell_A),
+            # A lone atom at the origin is at its default place, too.
+            positions_A=_matrix(found.get("xcart", [0.0] * 3)) * Bohr,
+            settings=self._settings(found, log, cell_A, all_symbols(numbers)),
+            magmoms_muB=_site_moments(text, len(numbers)),
         )
 
     def _settings(
-        self, found: dict[str, list[float]], log: str, cell_A: np.ndarray
+        self, found: dict[str, list[float]], log: str, cell_A: np.ndarray, symbols: list[str]
     ) -> dict[str, Any]:
         from ase.units import Hartree
 
@@ -213,6 +237,8 @@ class AbinitRun(ExternalRun):
         grid = _matrix(found["kptrlatt"]).astype(int)
         diagonal = np.array_equal(grid, np.diag(np.diag(grid))) and not any(found.get("shiftk", []))
         functional = "PBE" if found["ixc"] == [PBE] else f"ixc {found['ixc']}"
+        # Without spin there is no list of moments.
+        spinat = found.get("spinat", [0.0] * 3 * len(symbols))[2::3]
         md5 = re.findall(r"^ +([A-Z][a-z]?) *: ([0-9a-f]{32})$", log, re.MULTILINE)
         settings = {
             **self.recipe.common_level(
@@ -221,7 +247,8 @@ class AbinitRun(ExternalRun):
                 if occupations == 3
                 else None,
                 functional=functional,
-                spin="unpolarised" if found.get("nsppol", [1]) == [1] else "collinear",
+                spin=Spin.UNPOLARISED if found.get("nsppol", [1]) == [1] else Spin.COLLINEAR,
+                moments_muB=moments_of_elements(symbols, spinat),
                 cell_A=cell_A,
             ),
             "cutoff_Ha": tidy(found["ecut"][0]),
@@ -256,6 +283,13 @@ def read_variables(text: str) -> dict[str, list[float]]:
             current = found.setdefault(words.pop(0), [])
         current += [float(word) for word in words if not word[0].isalpha()]
     return found
+
+
+def _site_moments(text: str, n_atoms: int) -> np.ndarray | None:
+    """Return the moments in spheres around atoms (μB), of a spin-polarised run."""
+    table = text.rpartition("Diff(up-dn)")[2]
+    rows = re.findall(r"^ +\d+(?: +\S+){4} +(-?\d+\.\d+)$", table, re.MULTILINE)[:n_atoms]
+    return np.array(rows, dtype=float) if len(rows) == n_atoms else None
 
 
 def _folder(source: str) -> Path:

@@ -1,121 +1,31 @@
 """Labels from CP2K's Quickstep (Kühne et al., 2020, 10.1063/5.0007045), with k-points.
 
-The input is our own: atomate2's static maker brings the settings of large insulating cells (165 s
-for two atoms of silicon) and needs basis sets converted by ``pmg config`` on every machine.
-custodian runs the program, but with our ladder: its own handlers for CP2K tighten EPS_DEFAULT and
-the grid, which is another level of theory, and its ``Cp2kJob.terminate`` kills every CP2K on the
-machine by name. An SCF that did not converge is only a warning to CP2K 2023.1, with exit status 0
-and forces; here it is a failure.
+The input is that of atomate2's static set at the recipe's level of theory (:mod:`cp2k_recipe`).
+custodian supervises the program by our own job, because its ``Cp2kJob.terminate`` kills every CP2K
+on the machine by name; its handlers correct as far as that is numerics (:mod:`cp2k_failures`), and
+its validator must accept the output. An SCF that did not converge is only a warning to CP2K 2023.1,
+with exit status 0 and forces; here it is a failure.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from otf_workflows.errors import ConfigurationError, InputError
+from otf_workflows.labelers import cp2k_failures as failures
 from otf_workflows.labelers import cp2k_files
-from otf_workflows.labelers.espresso_recipe import all_symbols, symbols_of, tidy
+from otf_workflows.labelers.cp2k_recipe import INSTALL, Cp2kNumerics, Cp2kRecipe
+from otf_workflows.labelers.espresso_recipe import symbols_of
 from otf_workflows.labelers.external import ExternalLabeler, ExternalRun, Mark, Output
-from otf_workflows.labelers.grid_recipe import GridRecipe
+from otf_workflows.labelers.outcome import Diagnosis
 from otf_workflows.types import FailureCause
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from otf_workflows.labelers.base import Recipe, Resources
-    from otf_workflows.schemas import Frame
 
 DATA_DIR = "/usr/share/cp2k"
 """Where Debian puts basis sets and potentials; ``CP2K_DATA_DIR`` and the site file come first."""
-
-VALENCE = {
-    symbol: int(electrons)
-    for symbol, electrons in re.findall(
-        r"([A-Z][a-z]?)(\d+)",
-        "H1 He2 Li3 Be4 B3 C4 N5 O6 F7 Ne8 Na9 Mg10 Al3 Si4 P5 S6 Cl7 Ar8 K9 Ca10 Sc11 Ti12 V13 "
-        "Cr14 Mn15 Fe16 Co17 Ni18 Cu11 Zn12 Ga13 Ge4 As5 Se6 Br7 Kr8 Rb9 Sr10 Y11 Zr12 Nb13 Mo14 "
-        "Tc15 Ru16 Rh17 Pd18 Ag11 Cd12 In13 Sn4 Sb5 Te6 I7 Xe8 Cs9 Ba10 La11 Hf12 Ta13 W14 Re15 "
-        "Os16 Ir17 Pt18 Au11 Hg12 Tl13 Pb4 Bi5 Po6 At7 Rn8",
-    )
-}
-"""Valence electrons of the GTH-PBE potentials that CP2K takes by default (Krack, 2005,
-10.1007/s00214-005-0655-y), so that recipes can be read where there is no CP2K."""
-
-
-class Cp2kRecipe(GridRecipe):
-    """Level of theory of CP2K: GPW with GTH potentials. Cut-offs in Ry, as in its own input."""
-
-    code: Literal["cp2k"] = Field("cp2k", description="CP2K, Quickstep.")
-    basis: str = Field(
-        "DZVP-MOLOPT-SR-GTH", pattern=r"^[\w-]+$", description="Basis set in BASIS_MOLOPT."
-    )
-    cutoff_Ry: int = Field(400, ge=100, le=2000, description="Cut-off of the finest grid (Ry).")
-    relative_cutoff_Ry: int = Field(
-        60, ge=20, le=300, description="Cut-off under a Gaussian of exponent 1 (Ry)."
-    )
-    precision: float = Field(1e-12, ge=1e-16, le=1e-8, description="EPS_DEFAULT.")
-    scf_threshold: float = Field(
-        1e-7, ge=1e-10, le=1e-5, description="Change of the density at which the SCF stops."
-    )
-
-    def potential(self, symbol: str) -> str:
-        """Return the name of the potential of an element."""
-        if symbol not in VALENCE:
-            raise InputError(f"CP2K's GTH-PBE potentials do not know {symbol}", where="labels.code")
-        return f"GTH-PBE-q{VALENCE[symbol]}"
-
-    def level(self, **found: Any) -> dict[str, Any]:
-        """Return a level of theory; the recipe and the reader of outputs both build it here."""
-        numbers = ("cutoff_Ry", "relative_cutoff_Ry")
-        rounded = {name: tidy(found[name]) for name in numbers}
-        # CP2K prints two digits of the precision and three of the threshold.
-        rounded["precision"] = float(f"{found['precision']:.1e}")
-        rounded["scf_threshold"] = float(f"{found['scf_threshold']:.2e}")
-        return {**found, **rounded}
-
-    def level_of_theory(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """Return what defines the results for these elements; numerics are left out."""
-        symbols = symbols_of(numbers)
-        return self.level(
-            **self.common_level_asked(),
-            basis=dict.fromkeys(symbols, self.basis),
-            potentials={s: [self.potential(s), float(VALENCE[s])] for s in symbols},
-            cutoff_Ry=self.cutoff_Ry,
-            relative_cutoff_Ry=self.relative_cutoff_Ry,
-            precision=self.precision,
-            scf_threshold=self.scf_threshold,
-        )
-
-    def n_electrons(self, numbers: Sequence[int]) -> float:
-        """Return the number of valence electrons of these atoms, for the cost model."""
-        return float(sum(VALENCE[symbol] for symbol in all_symbols(numbers)))
-
-    def problems(self, frame: Frame) -> list[str]:
-        """Return what makes this recipe impossible for a frame, in sentences."""
-        if unknown := [s for s in symbols_of(frame.numbers) if s not in VALENCE]:
-            return [f"CP2K's GTH-PBE potentials do not know {', '.join(unknown)}"]
-        electrons = self.n_electrons(frame.numbers)
-        if electrons % 2:
-            return [f"{electrons:g} valence electrons are an odd number: this needs spin"]
-        return []
-
-
-class Cp2kNumerics(BaseModel):
-    """All settings that a retry or a person may change without touching the physics."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_scf: int = Field(60, ge=1, le=2000, description="Most SCF iterations.")
-    mixing_alpha: float = Field(0.4, gt=0, le=1, description="Share of the new density.")
-    mixing_method: Literal["BROYDEN_MIXING", "PULAY_MIXING", "KERKER_MIXING"] = Field(
-        "BROYDEN_MIXING", description="How densities are mixed."
-    )
-    mixing_history: int = Field(8, ge=1, le=50, description="Iterations remembered by the mixer.")
 
 
 class Cp2kRun(ExternalRun):
@@ -139,6 +49,11 @@ class Cp2kRun(ExternalRun):
             FailureCause.INPUT,
             "{program} refused its input",
         ),
+        (
+            r"Cholesky decompos\w+ failed",
+            FailureCause.SCF,
+            "the basis is close to linear dependence, and the SCF broke down",
+        ),
         (r"(?s)\[ABORT\](.*?)\n \*{20}", FailureCause.UNKNOWN, "{program} aborted"),
     )
     must_have: ClassVar[tuple[str, ...]] = (
@@ -148,28 +63,50 @@ class Cp2kRun(ExternalRun):
         r"STRESS\| Analytical",
         r"PROGRAM ENDED AT",
     )
+    # The ladder of the SCF is custodian's, see cp2k_failures.
     ladder: ClassVar[dict[FailureCause, tuple[dict[str, Any], ...]]] = {
-        FailureCause.SCF: (
-            {"mixing_alpha": 0.2, "max_scf": 120},
-            {"mixing_alpha": 0.1, "max_scf": 200, "mixing_history": 12},
-            {"mixing_method": "PULAY_MIXING", "mixing_alpha": 0.1, "max_scf": 200},
-        ),
+        FailureCause.SCF: (),
         FailureCause.KILLED: ({},),
         FailureCause.UNKNOWN: ({},),
     }
-    careful: ClassVar[dict[str, Any]] = {"mixing_alpha": min, "max_scf": max, "mixing_history": max}
+
+    def __init__(self, *arguments: Any, **words: Any) -> None:
+        super().__init__(*arguments, **words)
+        self._handlers = failures.handlers()
+        self._proposed: failures.Correction | None = None
 
     def write(self, numerics: dict[str, Any], *, number: int) -> list[str]:
         """Write the input of a try and return the arguments of the command."""
-        text = cp2k_files.write_input(
-            self.frame,
-            self.recipe,
-            project=f"try-{number}",
-            numerics=numerics,
-            data_dir=data_dir_of(self.resources),
+        path = self.directory / f"try-{number}.inp"
+        cp2k_files.write_input(
+            path, self.frame, self.recipe, numerics=numerics, data_dir=data_dir_of(self.resources)
         )
-        (self.directory / f"try-{number}.inp").write_text(text)
-        return ["-i", f"try-{number}.inp"]
+        return ["-i", path.name]
+
+    def diagnose(self, *, number: int, status: int) -> Diagnosis:
+        """Say how a try ended; custodian's validator has a say in success, too."""
+        self._proposed = None
+        ending = super().diagnose(number=number, status=status)
+        out, source = self.output_files(number)[0], self.directory / f"try-{number}.inp"
+        if ending.cause is None and not failures.valid(out):
+            self.result = None
+            return Diagnosis(FailureCause.PARSE, "custodian's validator does not accept the output")
+        if ending.cause in {FailureCause.SCF, FailureCause.UNKNOWN} and source.exists():
+            self._proposed = failures.correction(source, out, self._handlers)
+            if self._proposed and self._proposed.refused:
+                refused = "; ".join(self._proposed.refused)
+                message = f"{ending.message} (not done, because it is physics: {refused})"
+                ending = Diagnosis(ending.cause, message, ending.hint)
+        return ending
+
+    def climb(
+        self, cause: FailureCause, numerics: dict[str, Any], *, times: int
+    ) -> dict[str, Any] | None:
+        """Return the numerical settings of the next try, or None at the end of the ladder."""
+        helped = self._proposed is not None and bool(self._proposed.numerics)
+        if cause is FailureCause.SCF or helped:
+            return failures.climb(numerics, self._proposed, times=times)
+        return super().climb(cause, numerics, times=times)
 
     def read(self, number: int) -> Output:
         """Read a finished try."""
@@ -182,26 +119,12 @@ class Cp2kLabeler(ExternalLabeler):
 
     recipe_model: ClassVar[type[Recipe]] = Cp2kRecipe
     run_model = Cp2kRun
-    install = "apt-get install --no-install-recommends cp2k cp2k-data"
+    install = INSTALL
 
     def find_data(self, recipe: Cp2kRecipe, numbers: list[int], resources: Resources) -> None:
         """Look for basis sets and potentials; OtfError if one is missing."""
-        folder = data_dir_of(resources)
         for symbol in symbols_of(numbers):
-            for file, name in (
-                ("BASIS_MOLOPT", recipe.basis),
-                ("GTH_POTENTIALS", recipe.potential(symbol)),
-            ):
-                if not (folder / file).is_file():
-                    raise ConfigurationError(
-                        f"{folder / file} does not exist",
-                        hint=f"{self.install}, or give data_dir of cp2k in the site file",
-                    )
-                text = (folder / file).read_text(errors="replace")
-                if not re.search(
-                    rf"^ *{symbol} .*(?<!\S){re.escape(name)}(?!\S)", text, re.MULTILINE
-                ):
-                    raise InputError(f"{file} has no {name} for {symbol}", where="labels.basis")
+            recipe.data(symbol, data_dir_of(resources))
 
 
 def data_dir_of(resources: Resources) -> Path:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otf_workflows.labelers.espresso_recipe import all_symbols, symbols_of, tidy
+from otf_workflows.labelers.cp2k_recipe import quiet
+from otf_workflows.labelers.espresso_recipe import Spin, tidy
 from otf_workflows.labelers.external import Output, UnreadableOutput
+from otf_workflows.labelers.grid_recipe import moments_of_elements
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from otf_workflows.labelers.cp2k import Cp2kRecipe
+    from otf_workflows.labelers.cp2k_recipe import Cp2kRecipe
     from otf_workflows.schemas import Frame
 
 VOLUME_TOLERANCE = 1e-5
@@ -24,83 +26,46 @@ VOLUME_TOLERANCE = 1e-5
 
 
 def write_input(
-    frame: Frame, recipe: Cp2kRecipe, *, project: str, numerics: dict[str, Any], data_dir: Path
-) -> str:
-    """Return the input of one static calculation with forces and stress.
+    path: Path, frame: Frame, recipe: Cp2kRecipe, *, numerics: dict[str, Any], data_dir: Path
+) -> None:
+    """Write the input of one static calculation with forces and stress.
 
     Parameters
     ----------
+    path
+        File to write; its name is that of the run, too.
     frame
         Structure.
     recipe
         Level of theory.
-    project
-        Name of the run, in all its files.
     numerics
         All numerical settings.
     data_dir
         Folder of basis sets and potentials.
     """
-    smear: dict[str, Any] = {}
-    if recipe.electronic_temperature_K is not None:
-        smear = {
-            "ADDED_MOS": -1,
-            "SMEAR ON": {
-                "METHOD": "FERMI_DIRAC",
-                "ELECTRONIC_TEMPERATURE": recipe.electronic_temperature_K,
-            },
-        }
-    scf = {
-        "SCF_GUESS": "ATOMIC",
-        "MAX_SCF": numerics["max_scf"],
-        "EPS_SCF": f"{recipe.scf_threshold:.2E}",
-        "DIAGONALIZATION ON": {"ALGORITHM": "STANDARD"},
-        "MIXING": {
-            "METHOD": numerics["mixing_method"],
-            "ALPHA": numerics["mixing_alpha"],
-            "NBUFFER": numerics["mixing_history"],
-        },
-        "PRINT": {"RESTART OFF": {}},
-        **smear,
-    }
-    dft = {
-        "BASIS_SET_FILE_NAME": data_dir / "BASIS_MOLOPT",
-        "POTENTIAL_FILE_NAME": data_dir / "GTH_POTENTIALS",
-        "QS": {"METHOD": "GPW", "EPS_DEFAULT": f"{recipe.precision:.1E}"},
-        "MGRID": {"CUTOFF": recipe.cutoff_Ry, "REL_CUTOFF": recipe.relative_cutoff_Ry},
-        "SCF": scf,
-        "XC": {"XC_FUNCTIONAL PBE": {}},
-        **_kpoints(recipe.grid(frame.cell_A)),
-    }
-    vectors = ([f"{x:.12f}" for x in vector] for vector in frame.cell_A)
-    rows = zip(all_symbols(frame.numbers), frame.positions_A, strict=True)
-    kinds = {
-        f"KIND {symbol}": {
-            "ELEMENT": symbol,
-            "BASIS_SET": recipe.basis,
-            "POTENTIAL": recipe.potential(symbol),
-        }
-        for symbol in symbols_of(frame.numbers)
-    }
-    subsys = {
-        "CELL": {name: " ".join(row) for name, row in zip("ABC", vectors, strict=True)},
-        "COORD": {
-            i: f"{symbol} {x:.12f} {y:.12f} {z:.12f}" for i, (symbol, (x, y, z)) in enumerate(rows)
-        },
-        **kinds,
-    }
-    return _render(
-        {
-            "GLOBAL": {"PROJECT": project, "RUN_TYPE": "ENERGY_FORCE", "PRINT_LEVEL": "MEDIUM"},
-            "FORCE_EVAL": {
-                "METHOD": "QUICKSTEP",
-                "STRESS_TENSOR": "ANALYTICAL",
-                "PRINT": {"FORCES ON": {}, "STRESS_TENSOR ON": {}},
-                "DFT": dft,
-                "SUBSYS": subsys,
-            },
-        }
+    from pymatgen.core import Element, Lattice, Structure
+    from pymatgen.io.cp2k.inputs import Kpoints, Section
+
+    structure = Structure(
+        Lattice(frame.cell_A),
+        [Element.from_Z(number) for number in frame.numbers],
+        frame.positions_A,
+        coords_are_cartesian=True,
     )
+    with quiet():
+        generator = recipe.generator(frame.numbers, numerics, data_dir=data_dir)
+        inputs = generator.get_input_set(structure, optional_files=False).cp2k_input
+    inputs.update({"GLOBAL": {"PROJECT_NAME": path.stem, "PRINT_LEVEL": "MEDIUM"}})
+    if recipe.spin == Spin.COLLINEAR:
+        # Moments at the start stand nowhere else in an output.
+        inputs.update({"GLOBAL": {"ECHO_INPUT": True}})
+    dft = inputs["FORCE_EVAL"]["DFT"]
+    if (scheme := _kpoint_scheme(recipe.grid(frame.cell_A))) is not None:
+        dft.insert(Kpoints(kpts=[[1, 1, 1]], scheme=scheme))
+    # Wave functions of a whole campaign would fill the disk.
+    off = Section("RESTART", subsections={}, section_parameters=["OFF"])
+    dft["SCF"].insert(Section("PRINT", subsections={"RESTART": off}))
+    inputs.write_file(path)
 
 
 def read_output(text: str, recipe: Cp2kRecipe, frame: Frame) -> Output:
@@ -154,6 +119,7 @@ def read_output(text: str, recipe: Cp2kRecipe, frame: Frame) -> Output:
         cell_A=cell,
         positions_A=np.array([_floats(site[2]) for site in sites]),
         settings=_settings(text, recipe, cell, valence={s[0]: float(s[3]) for s in sites}),
+        magmoms_muB=_site_moments(text, len(sites)),
     )
 
 
@@ -168,18 +134,20 @@ def _settings(
     if smearing and smearing.group(1) != "FERMI_DIRAC":
         raise UnreadableOutput(f"occupations by {smearing.group(1)}")
     kinds = re.findall(
-        r"Atomic kind: (\S+) .*?Orbital Basis Set +(\S+).*?Potential information for +(\S+)",
+        r"Atomic kind: ([A-Z][a-z]?)\S* .*?Orbital Basis Set +(\S+)"
+        r".*?Potential information for +(\S+)",
         text,
         re.DOTALL,
     )
     functional = " + ".join(re.findall(r"^ FUNCTIONAL\| (\S+):", text, re.MULTILINE))
     restricted = _one(text, r"^ DFT\| Spin .* (\S+)$") == "RKS"
-    return recipe.level(
+    level = recipe.level(
         **recipe.common_level(
             kpoints=_grid(text),
             electronic_temperature_K=round(float(temperature.group(1))) if temperature else None,
             functional=functional,
-            spin="unpolarised" if restricted else "collinear",
+            spin=Spin.UNPOLARISED if restricted else Spin.COLLINEAR,
+            moments_muB=None if restricted else _start_moments(text),
             cell_A=cell_A,
         ),
         basis={symbol: basis for symbol, basis, _ in kinds},
@@ -188,22 +156,54 @@ def _settings(
         cutoff_Ry=2 * float(_one(text, r"^ QS\| Density cutoff \[a\.u\.\]: +(\S+)")),
         relative_cutoff_Ry=2
         * float(_one(text, r"^ QS\| Relative density cutoff \[a\.u\.\]: +(\S+)")),
+        grid_levels=int(_one(text, r"^ QS\| Number of grid levels: +(\d+)")),
         precision=float(_one(text, r"eps_rho_gspace: +(\S+)")),
+        overlap_precision=float(_one(text, r"eps_pgf_orb: +(\S+)")),
         scf_threshold=float(_one(text, r" eps_scf: +(\S+)")),
     )
+    if len({symbol for symbol, *_ in kinds}) != len({tuple(kind) for kind in kinds}):
+        level["kinds"] = sorted({" ".join(kind) for kind in kinds})
+    charge = float(_one(text, r"^ DFT\| Charge +(\S+)"))
+    if charge:
+        level["charge_e"] = tidy(charge)
+    return level
 
 
-def _kpoints(grid: tuple[int, int, int]) -> dict[str, Any]:
-    """Return the section that gives a Γ-centred grid; Γ alone needs none."""
+def _start_moments(text: str) -> dict[str, Any]:
+    """Return element → moment at the start; only an output with an echo of its input has it."""
+    echoed = re.findall(
+        r"^ +&KIND \S+\n(?:(?! +&END KIND).*\n)*? +ELEMENT +(\S+)\n"
+        r"(?:(?! +&END KIND).*\n)*? +MAGNETIZATION +(\S+)",
+        text,
+        re.MULTILINE,
+    )
+    found: dict[str, list[float]] = {}
+    for symbol, moment in echoed:
+        found.setdefault(symbol, []).append(float(moment))
+    return {
+        symbol: moments_of_elements([symbol] * len(values), values)[symbol]
+        for symbol, values in found.items()
+    }
+
+
+def _site_moments(text: str, n_atoms: int) -> np.ndarray | None:
+    """Return Mulliken's moments (μB), of a spin-polarised run."""
+    table = text.rpartition("Mulliken Population Analysis")[2].partition("# Total")[0]
+    rows = re.findall(
+        rf"^ +\d+ +[A-Z][a-z]? +\d+(?: +{NUMBER}){{3}} +({NUMBER}) *$", table, re.MULTILINE
+    )
+    return np.array(rows, dtype=float) if len(rows) == n_atoms else None
+
+
+def _kpoint_scheme(grid: tuple[int, int, int]) -> str | None:
+    """Return CP2K's words for a Γ-centred grid; Γ alone needs none."""
     if grid == (1, 1, 1):
-        return {}
+        return None
     numbers = " ".join(map(str, grid))
     if all(n % 2 for n in grid):
-        scheme = f"MONKHORST-PACK {numbers}"
-    else:
-        # Monkhorst and Pack's even grids leave Γ out: shift them onto it.
-        scheme = f"MACDONALD {numbers} " + " ".join(map(str, _shift(grid)))
-    return {"KPOINTS": {"SCHEME": scheme, "SYMMETRY": "OFF", "FULL_GRID": "OFF"}}
+        return f"MONKHORST-PACK {numbers}"
+    # Monkhorst and Pack's even grids leave Γ out: shift them onto it.
+    return f"MACDONALD {numbers} " + " ".join(map(str, _shift(grid)))
 
 
 def _shift(grid: tuple[int, ...] | list[int]) -> list[float]:
@@ -224,19 +224,6 @@ def _grid(text: str) -> Any:
     if np.allclose(shift, _shift(grid), atol=6e-5):
         return grid
     return f"{scheme} {grid} shifted by {shift}"
-
-
-def _render(section: dict[Any, Any], depth: int = 0) -> str:
-    """Return nested dictionaries in CP2K's format; keys that are numbers are not written."""
-    lines = []
-    for name, value in section.items():
-        if isinstance(value, dict):
-            lines.append(f"{'  ' * depth}&{name}\n{_render(value, depth + 1)}")
-            lines.append(f"{'  ' * depth}&END {str(name).split()[0]}\n")
-        else:
-            key = "" if isinstance(name, int) else f"{name} "
-            lines.append(f"{'  ' * depth}{key}{value}\n")
-    return "".join(lines)
 
 
 def _after(text: str, mark: str) -> str:

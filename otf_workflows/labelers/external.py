@@ -98,6 +98,8 @@ class Output:
         Positions (Å), shape (n, 3), as the output has them.
     settings
         Level of theory as run, in the form of the recipe's ``level_of_theory``.
+    magmoms_muB
+        Site moments at the end (μB), shape (n,), of a spin-polarised run.
     """
 
     energy_eV: float
@@ -107,6 +109,7 @@ class Output:
     cell_A: np.ndarray
     positions_A: np.ndarray
     settings: dict[str, Any]
+    magmoms_muB: np.ndarray | None = None
 
 
 class ExternalRun:
@@ -283,6 +286,7 @@ class ExternalLabeler:
             energy_eV=output.energy_eV,
             forces_eV_A=output.forces_eV_A.tolist(),
             stress_eV_A3=output.stress_eV_A3.tolist() if recipe.use_stress else None,
+            magmoms_muB=None if output.magmoms_muB is None else output.magmoms_muB.tolist(),
             fingerprint=fingerprint(output.settings),
             settings_as_run=output.settings,
             attempts=attempts,

