@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 from otf_workflows.errors import ConfigurationError, DatabaseError, InputError, OtfError
+from otf_workflows.types import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,11 @@ CLOCK_TOLERANCE_S = 60.0
 COST_UNCERTAINTY = 12.0
 """Before any label is finished, the cost model is right within this factor."""
 
+QUEUE_PATIENCE_S = 300.0
+"""How long ``otf doctor`` waits for its test jobs (s)."""
+DEFAULT_POTENTIAL = "chgnet-0.3.0"
+"""What is loaded if no campaign names another one."""
+
 _PACKAGES = {"chgnet": ("chgnet", "torch")}
 """Packages that a family of potentials needs."""
 
@@ -42,7 +48,7 @@ class Check(BaseModel):
     name: str = Field(description="What was looked at.")
     ok: bool
     detail: str = Field(description="What was found, in one sentence.")
-    hint: str | None = Field(None, description="How to put it right.")
+    hint: str | None = Field(None, description="How to put it right; advice, if nothing is wrong.")
     exit_code: int = Field(5, description="Exit code of a run that would fail for it.")
 
 
@@ -77,7 +83,8 @@ def _groups(campaign: Campaign, site: Site, *, local: bool) -> Iterator[list[Che
     """
     yield [budget(campaign)]
     if local:
-        yield [*labeler(campaign, site), potential(campaign.potential)]
+        here = Role.DFT not in site.queues
+        yield [*labeler(campaign, site, here=here), potential(campaign.potential)]
     yield [state_folder(site)]
     yield [disk(site)]
     if local and site.database.mode == "embedded":
@@ -133,8 +140,19 @@ def budget(campaign: Campaign) -> Check:
     )
 
 
-def labeler(campaign: Campaign, site: Site) -> list[Check]:
-    """Check programs and data files of the DFT code on this machine."""
+def labeler(campaign: Campaign, site: Site, *, here: bool = True) -> list[Check]:
+    """Check programs and data files of the DFT code on this machine.
+
+    Parameters
+    ----------
+    campaign
+        The campaign.
+    site
+        The site.
+    here
+        Whether labels are computed here; otherwise what is missing is advice, for compute nodes
+        may have it.
+    """
     from otf_workflows.labelers import get_labeler, parse_recipe
     from otf_workflows.labelers.base import Resources
 
@@ -147,6 +165,9 @@ def labeler(campaign: Campaign, site: Site) -> list[Check]:
     if not missing:
         command = f"'{resources.command}'" if resources.command else "its default command"
         return [Check(name=name, ok=True, detail=f"ready, with {command}")]
+    if not here:
+        detail = f"not on this machine ({'; '.join(missing)}); labels run in the queue"
+        return [Check(name=name, ok=True, detail=detail, hint="otf doctor --queue-test CAMPAIGN")]
     return [Check(name=name, ok=False, detail=sentence) for sentence in missing]
 
 
@@ -205,18 +226,9 @@ def _in_process(name: str, code: str, arguments: list[str], *, ok: str) -> Check
     )
 
 
-def site_file(site: Site) -> Check:
-    """Tell which site file is in force."""
-    if site.source is None:
-        detail = "no site file: this machine, an embedded database and local workers"
-    else:
-        detail = str(site.source)
-    return Check(name="site file", ok=True, detail=detail)
-
-
 def state_folder(site: Site) -> Check:
     """Check that our folder is there (or can be made) and nobody else's."""
-    return _attempt("state folder", lambda: str(site.resolved_state_dir))
+    return attempt("state folder", lambda: str(site.resolved_state_dir))
 
 
 def disk(site: Site) -> Check:
@@ -229,7 +241,9 @@ def disk(site: Site) -> Check:
         ok=free >= MIN_FREE_BYTES,
         detail=f"{free_MB} MB are free in {folder}"
         + ("" if free >= MIN_FREE_BYTES else f"; at least {wanted_MB} MB are needed"),
-        hint="free some space, or choose another disk with OTF_STATE_DIR=/some/folder",
+        hint=None
+        if free >= MIN_FREE_BYTES
+        else "free some space, or choose another disk with OTF_STATE_DIR=/some/folder",
     )
 
 
@@ -239,22 +253,18 @@ def database_program(site: Site) -> Check:
 
     if site.database.mode == "server":
         return Check(name="database program", ok=True, detail="not needed: a server is named")
-    return _attempt("database program", lambda: str(find_binary()))
+    return attempt("database program", lambda: str(find_binary()))
 
 
 def database(site: Site) -> Check:
-    """Check that the database answers, lets us in, and has our indexes."""
+    """Check that the database answers and lets us in."""
     from otf_workflows.connection import address, connect
-    from otf_workflows.store import Store
 
     def look() -> str:
-        found = connect(site)
-        missing = Store(found).missing_indexes()
-        found.client.close()
-        note = "" if not missing else "; our indexes are made at the first submit"
-        return f"{address(site)} answers{note}"
+        connect(site).client.close()
+        return f"{address(site)} answers"
 
-    return _attempt("database", look)
+    return attempt("database", look)
 
 
 def job_store(site: Site) -> Check:
@@ -267,7 +277,7 @@ def job_store(site: Site) -> Check:
         found.client.close()
         return "outputs of jobs are kept in the database"
 
-    return _attempt("job store", look)
+    return attempt("job store", look)
 
 
 def clock(site: Site) -> Check:
@@ -287,10 +297,10 @@ def clock(site: Site) -> Check:
             )
         return f"within {max(apart, 1):.0f} s of the database server's"
 
-    return _attempt("clock", look)
+    return attempt("clock", look)
 
 
-def _attempt(name: str, look: Callable[[], str]) -> Check:
+def attempt(name: str, look: Callable[[], str]) -> Check:
     """Return a check that is all right unless ``look`` raises one of our errors."""
     try:
         return Check(name=name, ok=True, detail=look())
@@ -302,7 +312,13 @@ def _attempt(name: str, look: Callable[[], str]) -> Check:
 # -- all of them -----------------------------------------------------------------------------------
 
 
-def all_checks(site: Site, *, campaign: Campaign | None = None) -> Iterator[Check]:
+def all_checks(
+    site: Site,
+    *,
+    campaign: Campaign | None = None,
+    queue_test: bool = False,
+    wait_s: float = QUEUE_PATIENCE_S,
+) -> Iterator[Check]:
     """Yield every check, one after the other, cheap ones first; what ``otf doctor`` shows.
 
     Parameters
@@ -311,8 +327,16 @@ def all_checks(site: Site, *, campaign: Campaign | None = None) -> Iterator[Chec
         The site.
     campaign
         Check what this campaign needs as well.
+    queue_test
+        Submit a short job of each role, and report what it finds where it runs.
+    wait_s
+        How long to wait for these jobs (s).
     """
-    yield site_file(site)
+    from otf_workflows import site_checks
+    from otf_workflows.engine.queue_checks import acceptance, test_jobs
+
+    yield site_checks.configuration(site)
+    yield from site_checks.foreign_files()
     folder = state_folder(site)
     yield folder
     if folder.ok:
@@ -322,17 +346,32 @@ def all_checks(site: Site, *, campaign: Campaign | None = None) -> Iterator[Chec
         answer = database(site)
         yield answer
         if answer.ok:
-            yield job_store(site)
-            yield clock(site)
+            yield from _of_the_database(site)
+        yield site_checks.tls(site)
     else:
         yield Check(name="database", ok=True, detail="not started; 'otf up' or 'otf run' does it")
     yield job_modules()
     if campaign is not None:
         yield budget(campaign)
-        yield from labeler(campaign, site)
-    name = campaign.potential if campaign is not None else "chgnet-0.3.0"
+        yield from labeler(campaign, site, here=Role.DFT not in site.queues)
+    name = campaign.potential if campaign is not None else DEFAULT_POTENTIAL
     installed = potential(name)
     yield potential_loads(name) if installed.ok else installed
+    yield site_checks.gpu(wanted=False)
+    yield from acceptance(site)
+    if queue_test:
+        yield from test_jobs(site, campaign=campaign, wait_s=wait_s)
+
+
+def _of_the_database(site: Site) -> Iterator[Check]:
+    """Yield what is looked at in a database that answers."""
+    from otf_workflows import site_checks
+
+    yield site_checks.rights(site)
+    yield site_checks.indexes(site)
+    yield job_store(site)
+    yield site_checks.room(site)
+    yield clock(site)
 
 
 def _database_expected(site: Site) -> bool:

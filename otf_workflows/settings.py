@@ -316,24 +316,34 @@ def load_site(path: Path | None = None) -> Site:
     return site.model_copy(update=changes)
 
 
-def _find(path: Path | None) -> Path | None:
-    """Return the site file to read; a named one must exist."""
+def site_candidates() -> list[tuple[str, Path]]:
+    """Return where a site file is looked for without ``--site``, first to last, with the reason."""
     from platformdirs import user_config_path
 
     named = os.environ.get(SITE_FILE_VARIABLE)
-    for chosen, origin in ((path, "the command line"), (named, f"${SITE_FILE_VARIABLE}")):
-        if not chosen:
-            continue
-        file = Path(chosen).expanduser().absolute()
-        if not file.is_file():
+    first = [(f"${SITE_FILE_VARIABLE}", Path(named).expanduser().absolute())] if named else []
+    return [
+        *first,
+        ("this folder", Path("site.yaml").absolute()),
+        ("your configuration folder", user_config_path(APP_NAME) / "site.yaml"),
+    ]
+
+
+def _find(path: Path | None) -> Path | None:
+    """Return the site file to read; a named one must exist."""
+    candidates = site_candidates()
+    if path:
+        candidates.insert(0, ("the command line", Path(path).expanduser().absolute()))
+    for origin, file in candidates:
+        if file.is_file():
+            return file
+        if origin in {"the command line", f"${SITE_FILE_VARIABLE}"}:
             raise ConfigurationError(
                 f"The site file named by {origin} does not exist.",
                 where=str(file),
                 hint="'otf init' writes a commented one",
             )
-        return file
-    candidates = (Path("site.yaml").absolute(), user_config_path(APP_NAME) / "site.yaml")
-    return next((file for file in candidates if file.is_file()), None)
+    return None
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

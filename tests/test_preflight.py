@@ -9,7 +9,7 @@ from otf_workflows import preflight
 from otf_workflows.campaign_file import read_campaign
 from otf_workflows.errors import ConfigurationError, DatabaseError, InputError
 from otf_workflows.labelers.base import Resources
-from otf_workflows.settings import DatabaseSettings, Site
+from otf_workflows.settings import DatabaseSettings, Queue, Site
 
 FLOWS = Path(__file__).parents[1] / "flows"
 
@@ -66,11 +66,22 @@ def test_a_missing_package_of_a_potential_is_named(monkeypatch):
 
 def test_several_missing_things_of_a_kind_are_one_error(silicon, monkeypatch):
     bad = [preflight.Check(name=n, ok=False, detail=f"no {n}", hint=f"get {n}") for n in "ab"]
-    monkeypatch.setattr(preflight, "labeler", lambda *_: bad)
+    monkeypatch.setattr(preflight, "labeler", lambda *_, **__: bad)
     with pytest.raises(ConfigurationError) as caught:
         preflight.preflight(silicon, Site(), local=True)
     assert caught.value.what == "no a; no b"
     assert caught.value.hint == "get a; get b"
+
+
+def test_a_code_that_is_missing_here_is_no_failure_where_labels_run_in_a_queue(licl):
+    site = Site(
+        codes={"espresso": Resources(command="no-such-pw.x")},
+        queues={"dft": Queue()},
+    )
+    (check,) = preflight.labeler(licl, site, here=False)
+    assert check.ok
+    assert "no-such-pw.x is not on the PATH" in check.detail
+    assert "--queue-test" in check.hint
 
 
 def test_every_worker_can_import_every_job_module():

@@ -25,9 +25,20 @@ def doctor(
         typer.Argument(metavar="[CAMPAIGN.YAML]", help="Check what this campaign needs as well."),
     ] = None,
     *,
+    queue_test: Annotated[
+        bool,
+        typer.Option("--queue-test", help="Submit a short job of each role to its batch queue."),
+    ] = False,
+    wait: Annotated[
+        float, typer.Option("--wait", min=1, help="Seconds to wait for these jobs.")
+    ] = 300.0,
     as_json: params.AsJson = False,
 ) -> None:
-    """Check configuration, folders, database, programs and models."""
+    """Check configuration, folders, database, programs, models and batch queues.
+
+    Each ✘ comes with what puts it right; the exit code is that of the first one. A '!' is all
+    right, with advice.
+    """
     from otf_workflows.campaign_file import read_campaign
     from otf_workflows.preflight import Check, all_checks
 
@@ -35,7 +46,10 @@ def doctor(
     found: list[Check] = [_environment(Check)]
     if not as_json:
         _show(found[0])
-    for check in all_checks(session(ctx).site, campaign=campaign):
+    checks_of_site = all_checks(
+        session(ctx).site, campaign=campaign, queue_test=queue_test, wait_s=wait
+    )
+    for check in checks_of_site:
         found.append(check)
         if not as_json:
             _show(check)
@@ -58,9 +72,9 @@ def _environment(check: type[Check]) -> Check:
 
 def _show(check: Check) -> None:
     """Print a check at once: some take seconds."""
-    sign = "✔" if check.ok else "✘"
+    sign, colour = ("✘", 31) if not check.ok else ("!", 33) if check.hint else ("✔", 32)
     if output.on_terminal() and not os.environ.get("NO_COLOR"):
-        sign = f"\033[{32 if check.ok else 31}m{sign}\033[0m"
+        sign = f"\033[{colour}m{sign}\033[0m"
     output.data(f"{sign} {check.name}: {check.detail}")
-    if not check.ok and check.hint:
-        output.data(f"    fix: {check.hint}")
+    if check.hint:
+        output.data(f"    {'advice' if check.ok else 'fix'}: {check.hint}")

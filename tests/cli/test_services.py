@@ -60,6 +60,28 @@ def test_a_doctor_names_the_fix_and_exits_with_the_code_of_the_first_problem(otf
     assert [check["name"] for check in found.json()["checks"]][1:] == ["database", "disk"]
 
 
+def test_advice_is_shown_and_fails_nothing(otf, checks):
+    checks.append(preflight.Check(name="encryption", ok=True, detail="none", hint="use TLS"))
+    done = otf("doctor")
+    assert done.code == 0
+    assert "! encryption: none\n    advice: use TLS" in done.out
+
+
+def test_the_queue_test_is_asked_for(otf, monkeypatch):
+    asked = {}
+
+    def record(*_, **options):
+        asked.update(options)
+        return iter([])
+
+    monkeypatch.setattr(preflight, "all_checks", record)
+    assert otf("doctor").code == 0
+    assert asked["queue_test"] is False
+    assert otf("doctor", "--queue-test", "--wait", "7").code == 0
+    assert asked["queue_test"] is True
+    assert asked["wait_s"] == 7.0
+
+
 def test_a_doctor_reads_the_campaign_first(otf, tmp_path):
     assert otf("doctor", tmp_path / "nothing.yaml").code == 2
 
@@ -71,6 +93,7 @@ def test_the_checks_of_a_machine_with_nothing_set_up(monkeypatch):
     monkeypatch.setattr(preflight, "potential_loads", named)
     found = {check.name: check for check in preflight.all_checks(Site())}
     assert {"site file", "state folder", "disk", "database program", "database"} <= set(found)
+    assert {"FireWorks settings", "jobflow settings", "GPU"} <= set(found)
     assert "not started" in found["database"].detail
 
 
@@ -79,7 +102,8 @@ def test_the_checks_of_a_running_site_are_all_right(site, monkeypatch):
     monkeypatch.setattr(preflight, "potential_loads", named)
     found = list(preflight.all_checks(site))
     assert all(check.ok for check in found), found
-    assert {"database", "job store", "clock"} <= {check.name for check in found}
+    names = {check.name for check in found}
+    assert {"database", "job store", "clock", "database user", "indexes", "encryption"} <= names
 
 
 def named(name):

@@ -1,0 +1,265 @@
+"""Whether the batch queues of a site take our jobs, and what these find where they run."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from otf_workflows.engine.queue_system import (
+    Fate,
+    QueueJobState,
+    QueueSystem,
+    QueueUnavailable,
+)
+from otf_workflows.errors import OtfError
+from otf_workflows.preflight import Check
+from otf_workflows.settings import STATE_DIR_VARIABLE
+from otf_workflows.site_checks import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from otf_workflows.campaign import Campaign
+    from otf_workflows.settings import Queue, Site
+    from otf_workflows.types import Role
+
+TEST_WALLTIME_S = 600
+"""Time a test job asks for (s): it takes one minute, and short jobs start sooner."""
+LOOK_S = 1.0
+"""Pause between two looks at the queue (s)."""
+ANSWER_S = 20.0
+"""How long a shared folder may take to show what a job wrote on its node (s)."""
+
+
+@dataclass
+class _TestJob:
+    """A test job on its way."""
+
+    role: Role
+    system: QueueSystem
+    folder: Path
+    job_id: str
+
+    @property
+    def name(self) -> str:
+        """Name of its check."""
+        return f"queue test '{self.role}'"
+
+    @property
+    def answer(self) -> Path:
+        """File it writes what it found to."""
+        return self.folder / "answer.json"
+
+
+def acceptance(site: Site) -> Iterator[Check]:
+    """Yield for each role in a queue whether the batch system would take its jobs.
+
+    Nothing is submitted.
+
+    Parameters
+    ----------
+    site
+        The site.
+    """
+    if not site.queues:
+        return
+    if site.remote.host is not None:
+        detail = f"looked at on {site.remote.host}, where jobs are submitted"
+        yield Check(name="queues", ok=True, detail=detail, hint="run otf doctor there")
+        return
+    yield _reachable_database(site)
+    folder = site.resolved_state_dir / "doctor"
+    folder.mkdir(exist_ok=True)
+    for role, queue in site.queues.items():
+        name = f"queue '{role}'"
+        script = folder / f"otf-doctor-{role}.sh"
+        try:
+            system = QueueSystem(queue)
+            made = system.script(
+                name=f"otf-doctor-{role}", folder=folder, command=["true"], environment={}
+            )
+            script.write_text(made, encoding="utf-8")
+            said = system.check(script)
+        except OtfError as error:
+            yield _failed(name, error)
+        else:
+            yield Check(name=name, ok=True, detail=f"{_request(queue)}: {said}")
+        finally:
+            script.unlink(missing_ok=True)
+
+
+def _reachable_database(site: Site) -> Check:
+    """Tell whether compute nodes can find the database, as far as the address tells."""
+    from otf_workflows.settings import EngineKind
+
+    name = "database from compute nodes"
+    if site.engine is EngineKind.JOBFLOW_REMOTE:
+        return Check(name=name, ok=True, detail="not needed with jobflow-remote")
+    if site.database.mode == "embedded":
+        return Check(
+            name=name,
+            ok=False,
+            detail="the embedded database can be reached from this machine only",
+            hint="use a MongoDB server (otf init --site slurm), or engine: jobflow-remote",
+        )
+    if is_loopback(site.database.host):
+        return Check(
+            name=name,
+            ok=True,
+            detail=f"{site.database.host} is another machine on every node",
+            hint="otf doctor --queue-test   (tells whether jobs get through)",
+        )
+    detail = f"{site.database.host}:{site.database.port}, tested by --queue-test"
+    return Check(name=name, ok=True, detail=detail)
+
+
+def test_jobs(site: Site, *, campaign: Campaign | None, wait_s: float) -> Iterator[Check]:
+    """Submit a short job of each role in a queue, and yield what they find where they run.
+
+    Parameters
+    ----------
+    site
+        The site.
+    campaign
+        Campaign whose programs and data files are looked for there.
+    wait_s
+        How long to wait for all of them (s); what still waits then is cancelled.
+    """
+    if site.remote.host is not None:
+        return
+    folder = site.resolved_state_dir / "doctor" / secrets.token_hex(4)
+    waiting: list[_TestJob] = []
+    try:
+        for role, queue in site.queues.items():
+            try:
+                waiting.append(_submit(site, role, queue, folder / role, campaign))
+            except OtfError as error:
+                yield _failed(f"queue test '{role}'", error)
+        deadline = time.monotonic() + wait_s
+        while waiting:
+            for job in list(waiting):
+                checks = _look(job, late=time.monotonic() > deadline)
+                if checks is not None:
+                    waiting.remove(job)
+                    yield from checks
+            if waiting:
+                time.sleep(LOOK_S)
+    finally:
+        for job in waiting:
+            with suppress(QueueUnavailable):
+                job.system.cancel([job.job_id])
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _submit(
+    site: Site, role: Role, queue: Queue, folder: Path, campaign: Campaign | None
+) -> _TestJob:
+    """Submit the test job of a role; it asks for what its real jobs do, but for less time."""
+    from otf_workflows.engine.supervisor import site_file
+
+    folder.mkdir(parents=True)
+    job = _TestJob(role, QueueSystem(queue), folder, "")
+    command = [
+        queue.python or sys.executable, "-m", "otf_workflows.engine.probe",
+        "--role", str(role), "--site", str(site_file(site)), "--answer", str(job.answer),
+    ]  # fmt: skip
+    if campaign is not None:
+        file = folder / "campaign.json"
+        file.write_text(campaign.model_dump_json(), encoding="utf-8")
+        command += ["--campaign", str(file)]
+    name = f"otf-doctor-{role}"
+    script = folder / "job.sh"
+    text = job.system.script(
+        name=name,
+        folder=folder,
+        command=command,
+        environment={STATE_DIR_VARIABLE: str(site.resolved_state_dir)},
+        walltime_s=min(queue.walltime_s, TEST_WALLTIME_S),
+    )
+    script.write_text(text, encoding="utf-8")
+    job.job_id = job.system.submit(script, name=name)
+    return job
+
+
+def _look(job: _TestJob, *, late: bool) -> list[Check] | None:
+    """Return what a test job found, or why it found nothing; None while it is on its way."""
+    if job.answer.is_file():
+        return _read(job)
+    try:
+        known = next((one for one in job.system.jobs() if one.job_id == job.job_id), None)
+        if known is None or known.state is QueueJobState.ENDED:
+            return _ended(job)
+        if not late:
+            return None
+        job.system.cancel([job.job_id])
+    except QueueUnavailable as error:
+        return [_failed(job.name, error)] if late else None
+    where = "still runs" if known.state is QueueJobState.RUNNING else f"waits ({known.reason})"
+    return [
+        Check(
+            name=job.name,
+            ok=False,
+            detail=f"batch job {job.job_id} {where} and was cancelled",
+            hint="otf doctor --queue-test --wait SECONDS, when the queue has room",
+        )
+    ]
+
+
+def _ended(job: _TestJob) -> list[Check]:
+    """Return the answer of a job that has ended, or why there is none."""
+    fate = job.system.fates([job.job_id]).get(job.job_id)
+    # A shared file system may take a while to show what was written on another machine.
+    patience_s = ANSWER_S if fate is None or fate.cause is None else 0.0
+    deadline = time.monotonic() + patience_s
+    while not job.answer.is_file() and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    return _read(job) if job.answer.is_file() else [_no_answer(job, fate)]
+
+
+def _read(job: _TestJob) -> list[Check]:
+    """Return what a job wrote, each name with its role."""
+    found = json.loads(job.answer.read_text(encoding="utf-8"))
+    checks = [Check.model_validate(item) for item in found["checks"]]
+    head = Check(name=job.name, ok=True, detail=f"batch job {job.job_id} ran on {found['node']}")
+    where = f"{job.role} on {found['node']}"
+    return [head, *(c.model_copy(update={"name": f"{where}: {c.name}"}) for c in checks)]
+
+
+def _no_answer(job: _TestJob, fate: Fate | None) -> Check:
+    """Explain a job that ended without having written anything."""
+    words = [f"batch job {job.job_id} left no answer in {job.folder}"]
+    words += [fate.sentence] if fate else []
+    printed = [line for file in sorted(job.folder.glob("*.err*")) for line in _lines(file)]
+    words += printed[-1:]
+    if fate is not None and fate.cause is None:
+        hint = "state_dir must be a folder that compute nodes share with this machine"
+    else:
+        hint = f"check environment and python of queues.{job.role} in the site file"
+        if any("module: command not found" in line for line in printed):
+            hint = f"begin environment of queues.{job.role} with 'source /etc/profile'"
+    return Check(name=job.name, ok=False, detail="; ".join(words), hint=hint)
+
+
+def _lines(file: Path) -> list[str]:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _request(queue: Queue) -> str:
+    """Return what a job of a queue asks for, in words."""
+    cores = queue.ranks * queue.cores_per_rank
+    parts = [f"{queue.nodes} node{'s' * (queue.nodes > 1)}", f"{cores} core{'s' * (cores > 1)}"]
+    parts += [f"{queue.gpus} GPU{'s' * (queue.gpus > 1)}"] if queue.gpus else []
+    parts += [f"{queue.memory_MiB} MiB"] if queue.memory_MiB else []
+    return f"{', '.join(parts)}, {queue.walltime_s / 3600:.3g} h"
+
+
+def _failed(name: str, error: OtfError) -> Check:
+    return Check(name=name, ok=False, detail=error.what, hint=error.hint, exit_code=error.exit_code)

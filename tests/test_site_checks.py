@@ -1,0 +1,174 @@
+"""What `otf doctor` says of files, rights, room and encryption."""
+
+import subprocess
+
+import pytest
+
+from otf_workflows import site_checks
+from otf_workflows.connection import connect
+from otf_workflows.settings import DatabaseSettings, Site, load_site
+from otf_workflows.store import Store
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An own home, and a working folder in it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("FW_CONFIG_FILE", raising=False)
+    monkeypatch.delenv("JOBFLOW_CONFIG_FILE", raising=False)
+    monkeypatch.chdir(work)
+    return tmp_path
+
+
+def test_the_site_file_in_force_and_those_passed_over_are_named(home, monkeypatch):
+    named = home / "named.yaml"
+    here = home / "work" / "site.yaml"
+    for file in (named, here):
+        file.write_text("{}\n")
+    assert site_checks.configuration(load_site()).detail == f"{here} (this folder)"
+    monkeypatch.setenv("OTF_SITE_FILE", str(named))
+    check = site_checks.configuration(load_site())
+    assert check.detail == f"{named} ($OTF_SITE_FILE); passed over: {here} (this folder)"
+    assert "unset OTF_SITE_FILE" in check.hint
+    other = home / "other.yaml"
+    other.write_text("{}\n")
+    assert site_checks.configuration(load_site(other)).detail.startswith(f"{other} (--site)")
+
+
+def test_without_files_fireworks_and_jobflow_have_their_defaults(home):
+    fireworks, jobflow = site_checks.foreign_files()
+    assert fireworks.detail == "its defaults"
+    assert fireworks.hint is None
+    assert jobflow.ok
+
+
+def test_a_fireworks_file_here_comes_before_the_one_of_the_variable(home, monkeypatch):
+    here = home / "work" / "FW_config.yaml"
+    here.write_text("PING_TIME_SECS: 60\n")
+    named = home / "named.yaml"
+    named.write_text("SORT_FWS: FIFO\n")
+    monkeypatch.setenv("FW_CONFIG_FILE", str(named))
+    (home / ".fireworks").mkdir()
+    (home / ".fireworks" / "my_launchpad.yaml").write_text("host: elsewhere\n")
+    check = site_checks._fireworks_file()
+    assert f"{here} is in force in every worker (sets PING_TIME_SECS)" in check.detail
+    assert f"passed over: {named}" in check.detail
+    assert "my_launchpad.yaml" in check.detail
+    assert check.ok
+
+
+@pytest.mark.parametrize("variable", ["FW_CONFIG_FILE", "JOBFLOW_CONFIG_FILE"])
+def test_a_variable_that_names_nothing_is_a_failure(home, monkeypatch, variable):
+    monkeypatch.setenv(variable, str(home / "nowhere.yaml"))
+    failed = [check for check in site_checks.foreign_files() if not check.ok]
+    assert [check.hint for check in failed] == [f"unset {variable}"]
+
+
+@pytest.mark.parametrize(
+    ("database", "words", "advice"),
+    [
+        ({"mode": "embedded"}, "on this machine", False),
+        ({"mode": "server", "host": "::1"}, "on this machine", False),
+        ({"mode": "server", "host": "m.example.org", "tls": True}, "TLS", False),
+        ({"mode": "server", "host": "m.example.org"}, "in the clear", True),
+    ],
+)
+def test_data_in_the_clear_are_told(database, words, advice):
+    check = site_checks.tls(Site(database=DatabaseSettings(**database)))
+    assert check.ok
+    assert words in check.detail
+    assert bool(check.hint) is advice
+
+
+def test_a_user_with_read_and_write_rights_is_enough(site):
+    check = site_checks.rights(site)
+    assert check.ok, check
+    assert check.hint is None
+    assert f"may read and write '{site.database.name}'" in check.detail
+
+
+@pytest.fixture
+def as_role(site, mongod):
+    """The site, with another role for its user."""
+
+    def change(*roles):
+        with mongod.admin_client() as client:
+            user = site.database.username
+            client.admin.command("updateUser", user, roles=list(roles))
+        return site
+
+    return change
+
+
+def test_a_user_who_may_only_read_is_told_what_is_missing(as_role):
+    site = as_role({"role": "read", "db": "otf"})
+    site = as_role({"role": "read", "db": site.database.name})
+    check = site_checks.rights(site)
+    assert not check.ok
+    assert "may not createIndex, insert, remove, update" in check.detail
+    assert "db.grantRolesToUser" in check.hint
+    assert check.exit_code == 4
+
+
+def test_a_user_who_may_do_more_than_needed_is_told_so(as_role):
+    check = site_checks.rights(as_role({"role": "root", "db": "admin"}))
+    assert check.ok
+    assert "more than it needs: root on admin" in check.detail
+
+
+def test_room_and_use_of_the_database_are_told(site, database, monkeypatch):
+    assert site_checks.room(site).detail == "0 MB used, GridFS holds 0 MB"
+    database.otf_events.insert_one({"what": "something"})
+    check = site_checks.room(site)
+    assert check.ok
+    assert "GridFS holds 0 MB" in check.detail
+    assert "are free on the server" in check.detail
+    monkeypatch.setattr(site_checks, "MIN_DATABASE_BYTES", 10**18)
+    check = site_checks.room(site)
+    assert not check.ok
+    assert "free some disk" in check.hint
+
+
+def test_missing_indexes_matter_once_there_is_a_campaign(site, database):
+    assert site_checks.indexes(site).detail == "made at the first submit"
+    database.otf_campaigns.insert_one({"name": "a"})
+    check = site_checks.indexes(site)
+    assert not check.ok
+    assert "otf_labels" in check.detail
+    Store(connect(site)).ensure_indexes()
+    assert site_checks.indexes(site).detail == "all there"
+
+
+def test_a_database_that_is_gone_is_a_failure_of_each_check():
+    server = DatabaseSettings(mode="server", host="127.0.0.1", port=1)
+    for look in (site_checks.rights, site_checks.room, site_checks.indexes):
+        check = look(Site(database=server))
+        assert not check.ok
+        assert check.exit_code == 4
+
+
+def answers(stdout, *, code=0):
+    return lambda *_, **__: subprocess.CompletedProcess([], code, stdout=stdout, stderr="")
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch):
+    monkeypatch.setattr(site_checks, "_listed_gpus", lambda: ["NVIDIA H100"])
+    monkeypatch.setattr(site_checks.subprocess, "run", answers("0 2.9.0+cpu\n"))
+    check = site_checks.gpu(wanted=False)
+    assert not check.ok
+    assert "2.9.0+cpu sees no GPU (NVIDIA H100)" in check.detail
+    assert "pip install torch" in check.hint
+    monkeypatch.setattr(site_checks.subprocess, "run", answers("1 2.9.0+cu128\n"))
+    assert site_checks.gpu(wanted=True).detail == "1 for PyTorch 2.9.0+cu128: NVIDIA H100"
+
+
+def test_no_gpu_is_a_failure_only_where_one_was_asked_for(monkeypatch):
+    monkeypatch.setattr(site_checks, "_listed_gpus", list)
+    assert site_checks.gpu(wanted=False).ok
+    monkeypatch.setattr(site_checks.subprocess, "run", answers("0 2.9.0\n"))
+    check = site_checks.gpu(wanted=True)
+    assert not check.ok
+    assert "site file" in check.hint
