@@ -10,6 +10,7 @@ killed at any moment, and the next one goes on from the three books.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from otf_workflows.connection import translated
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("otf_workflows.engine.launcher")
 
 LOOK_S = 10.0
-"""Pause between two looks at the queues (s)."""
+"""The batch system is asked for its list so often (s)."""
+FILL_S = 2.0
+"""Our own books are looked at so often for jobs that want a place in a queue (s)."""
 LONGEST_PAUSE_S = 60.0
 """Whatever fails, the queues are looked at again after so long (s)."""
 
@@ -83,23 +86,23 @@ class Launcher:
         self._pauses = {role: BackOff(LOOK_S, longest_s=LONGEST_PAUSE_S) for role in site.queues}
         self._is_second = False
 
-    def keep(self, stopping: threading.Event, *, every_s: float = LOOK_S) -> None:
+    def keep(self, stopping: threading.Event) -> None:
         """Look again and again until told to stop; whatever fails is tried again later.
 
         Parameters
         ----------
         stopping
             Set by whoever wants this to end.
-        every_s
-            Pause between two looks (s).
         """
         trouble = BackOff(1.0, longest_s=LONGEST_PAUSE_S)
+        looked = -LOOK_S
         while not stopping.is_set():
-            pause_s = every_s
+            pause_s, judge = FILL_S, time.monotonic() - looked >= LOOK_S
             try:
-                for sentence in self.look():
+                for sentence in self.look(judge=judge):
                     logger.info(sentence)
                 trouble.worked()
+                looked = time.monotonic() if judge else looked
             except OtfError as error:
                 pause_s = trouble.failed()
                 logger.warning("%s Next look at the queues in %.0f s.", error.what, pause_s)
@@ -108,8 +111,13 @@ class Launcher:
                 logger.exception("The launcher met an unexpected error and goes on.")
             stopping.wait(pause_s)
 
-    def look(self) -> list[str]:
+    def look(self, *, judge: bool = True) -> list[str]:
         """Compare the books once, put right what is wrong, and fill the queues.
+
+        Parameters
+        ----------
+        judge
+            Without it the batch system is not asked for its list; queues are filled all the same.
 
         Returns
         -------
@@ -128,8 +136,15 @@ class Launcher:
             sentences: list[str] = []
             lists: dict[QueueKind, list[QueueJob]] = {}
             for role in self.site.queues:
-                sentences += self._look_after(role, lists)
-            return sentences + self._judge.release_stale_reservations()
+                if self._pauses[role].waiting:
+                    continue
+                if judge:
+                    sentences += self._find_out(role, lists)
+                if not self._pauses[role].waiting:
+                    sentences += self._submitters[role].fill()
+            if judge:
+                sentences += self._judge.release_stale_reservations()
+            return sentences
 
     def close(self) -> None:
         """Let another launcher begin at once; batch jobs stay in the queue and go on."""
@@ -154,20 +169,21 @@ class Launcher:
                 n_withdrawn += len(batches)
         return n_withdrawn
 
-    def _look_after(self, role: Role, lists: dict[QueueKind, list[QueueJob]]) -> list[str]:
-        """Judge and fill the queue of a role; each batch system is asked for its list once."""
+    def _find_out(self, role: Role, lists: dict[QueueKind, list[QueueJob]]) -> list[str]:
+        """Find out what became of the batch jobs of a role; each system is asked for one list.
+
+        If it does not answer, nothing is known, nothing is judged, and nothing is submitted
+        blindly until the pause is over.
+        """
         pause, kind = self._pauses[role], self.site.queues[role].kind
-        if pause.waiting:
-            return []
         try:
             if kind not in lists:
                 lists[kind] = self._systems[role].jobs()
             sentences = self._judge.judge(role, self._systems[role], lists[kind])
         except QueueUnavailable as error:
-            # Nothing is known, so nothing is judged, and nothing is submitted blindly.
             return [f"{error.what} Asked again in {pause.failed():.0f} s."]
         pause.worked()
-        return sentences + self._submitters[role].fill()
+        return sentences
 
     def _stand_by(self) -> list[str]:
         """Say, once, that another launcher is at work."""
