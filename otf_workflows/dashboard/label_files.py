@@ -7,6 +7,7 @@ would double the memory of this process, and because a browser need not wait for
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.types import LabelState
@@ -74,13 +75,16 @@ def _frame(label: dict[str, Any], *, split: str, campaign: str, symbols: list[st
 
 
 def _pairs(info: dict[str, Any]) -> str:
-    """Return ``key=value`` pairs; names of campaigns and hashes hold no quotes and no blanks."""
+    """Return ``key=value`` pairs; names of campaigns and hashes hold no quotes and no blanks.
+
+    ASE writes and reads matrices as JSON.
+    """
     return " ".join(
-        f'{key}="{_flat(value)}"' if isinstance(value, list) else f"{key}={value}"
+        f'{key}="_JSON {json.dumps(value)}"' if isinstance(value, list) else f"{key}={value}"
         for key, value in info.items()
     )
 
 
 def _flat(matrix: list[list[float]]) -> str:
-    """Return the rows of a lattice, or of a stress (which is symmetric), one after the other."""
+    """Return the vectors of a lattice one after the other."""
     return " ".join(repr(float(x)) for row in matrix for x in row)

@@ -40,6 +40,7 @@ from otf_workflows.testing.synthetic import (
     synthetic_run,
     synthetic_statistics,
 )
+from otf_workflows.testing.trajectories import store_output, synthetic_trajectory
 from otf_workflows.types import (
     CampaignState,
     CycleState,
@@ -233,6 +234,7 @@ class _Author:
                 incumbent_id=self.models[before],
                 calibration=Calibration(n=10 * before),
                 stages=stages,
+                outputs={f"explore/{w.walker}": self.walked_frames(cycle, w) for w in walkers},
                 walkers=[
                     w.model_dump(mode="json", exclude={"candidates", "pool", "blob"})
                     for w in walkers
@@ -297,6 +299,17 @@ class _Author:
             temperatures_K=self.rng.normal(temperature_K, 0.2 * temperature_K, len(steps)).tolist(),
             seconds=21.0,
         )
+
+    def walked_frames(self, cycle: int, segment: WalkerSegment) -> str:
+        """Store the trajectory of a walker; return the id of its job."""
+        text = synthetic_trajectory(
+            np.random.default_rng([cycle, segment.walker]),
+            self.campaign.structure,
+            n_frames=segment.n_checked,
+            first_step=segment.first_step,
+        )
+        uuid = f"synthetic-{self.name}-{cycle}-{segment.walker}"
+        return store_output(self.store.database, uuid, {"trajectory": text})
 
     def label_all(
         self, cycle: int, wanted: list[Purpose], *, fail_one: bool = False
@@ -491,7 +504,18 @@ class _Author:
                     "rdf": synthetic_rdf(self.rng),
                     "msd": synthetic_msd(self.rng),
                 },
-                trajectory_uuid="synthetic",
+                trajectory_uuid=store_output(
+                    self.store.database,
+                    f"synthetic-{self.name}",
+                    {
+                        "trajectory": synthetic_trajectory(
+                            np.random.default_rng(1), self.campaign.structure, supercell=(2, 2, 2)
+                        ),
+                        "audit_trajectory": synthetic_trajectory(
+                            np.random.default_rng(2), self.campaign.structure, n_frames=30
+                        ),
+                    },
+                ),
                 created=self.clock,
             )
         )

@@ -143,6 +143,7 @@ def level(
         f"{along}ref": "paper", along: 1, f"{across}ref": across, across: value,
         "text": text, "showarrow": False, "xanchor": "right" if horizontal else "left",
         "yanchor": "bottom" if horizontal else "top", "font": {"size": 11},
+        "bgcolor": "--paper", "opacity": 0.85, "borderpad": 1,
     }  # fmt: skip
     return line, words
 

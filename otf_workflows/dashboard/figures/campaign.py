@@ -48,6 +48,8 @@ NAMES = {
     Stage.PRODUCE: "production MD",
     Stage.EVALUATE: "evaluate",
 }
+HEIGHTS = (200, 240, 320, 400)
+"""Heights (CSS pixels) for which the page keeps room before a figure is drawn."""
 SERIES = (
     ("incumbent/fresh", "model in use, fresh labels", ORANGE, "triangle-up", -0.12),
     ("pretrained/audit", "pretrained, audit labels", NEUTRAL, "square", 0.0),
@@ -70,6 +72,7 @@ def timeline(view: CampaignView) -> Figure:
                 end = record.finished or (now() if line.finished is None else record.started)
                 groups.setdefault(_stage_name(record.stage), []).append((line, record, end))
     order = [*NAMES.values(), OTHERS]
+    needed = 110 + 32 * max(len(view.cycles), 2)
     traces = [_bars(name, groups[name]) for name in order if name in groups]
     return Figure(
         name="timeline",
@@ -84,12 +87,11 @@ def timeline(view: CampaignView) -> Figure:
                 "", type="category", autorange="reversed",
                 categoryorder="array", categoryarray=[line.name for line in view.cycles],
             ),
-            "height": 130 + 34 * max(len(view.cycles), 3),
         },
         table=_timeline_table(view.cycles),
         note="From the first start to the last end of the jobs of a stage; gaps are waiting.",
         empty="No job has started yet.",
-        height=130 + 34 * max(len(view.cycles), 3),
+        height=next((h for h in HEIGHTS if h >= needed), needed),
     )  # fmt: skip
 
 

@@ -52,8 +52,7 @@ def displacement(view: ProductionView) -> Figure:
         title="Mean square displacement",
         x="time lag (ps)",
         y="MSD (Å²)",
-        note="Bands are ± one standard error from consecutive groups of time origins. "
-        + " ".join(view.summary.diffusion if view.summary else []),
+        note="Bands are ± one standard error from consecutive groups of time origins.",
         empty="The run was too short for a mean square displacement.",
     )
 

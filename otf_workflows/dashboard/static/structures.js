@@ -3,6 +3,7 @@
 "use strict";
 (() => {
   const FRAME_MS = 90;
+  const ROOM = 1.35; // 3Dmol leaves room for labels that we do not draw
   const MAX_STICKS = 600; // beyond this many atoms bonds cost more than they tell
   const fixed = (x) => Number(x).toFixed(4);
 
@@ -90,7 +91,7 @@
       viewer.zoomTo();
       viewer.rotate(-70, "x");
       viewer.rotate(20, "y");
-      viewer.zoom(0.92);
+      viewer.zoom(ROOM);
       viewer.render();
       for (const old of figure.querySelectorAll(".elements, .player")) old.remove();
       figure.append(legend(data.symbols));
@@ -128,7 +129,7 @@
     const words = document.createElement("output");
     const play = button("▶", "Play (space)", () => toggle());
     bar.append(
-      button("⏮", "First frame (Home)", () => go(0)),
+      button("|‹", "First frame (Home)", () => go(0)),
       button("‹", "One frame back (left arrow)", () => go(figure.frame - 1)),
       play,
       button("›", "One frame on (right arrow)", () => go(figure.frame + 1)),
