@@ -26,6 +26,7 @@ from otf_workflows.dashboard.pages import (
     labels,
     login,
     models,
+    new_campaign,
     production,
 )
 from otf_workflows.dashboard.pages.errors import (
@@ -59,6 +60,7 @@ ROUTERS = [
     cycle.router,
     models.router,
     production.router,
+    new_campaign.router,
 ]
 """One router per page; the menu shows those that :data:`rendering.NAVIGATION` names."""
 

@@ -10,7 +10,6 @@ from fastapi.responses import RedirectResponse
 
 from otf_workflows.dashboard.actions import CampaignVerb, ChangedError, act_on_campaign
 from otf_workflows.dashboard.backend import Backend, backend
-from otf_workflows.dashboard.queries.reader import LaunchPadReader
 from otf_workflows.dashboard.rendering import page
 from otf_workflows.errors import InputError, OtfError
 
@@ -54,9 +53,9 @@ def _before(
     verb: CampaignVerb,
     problem: OtfError | None = None,
 ) -> Response:
-    with here.reading() as database:
+    with here.reading():
         document = here.store.campaign(name)
-        jobs = Counter(str(job.state) for job in LaunchPadReader(database).jobs(campaign=name))
+        jobs = Counter(str(job.state) for job in here.reader.jobs(campaign=name))
     return page(
         request,
         "campaign_verb.html.jinja",
