@@ -1,6 +1,7 @@
 """Labels from any ASE calculator, in this process.
 
-Three names are ready: ``emt`` and ``lj`` for tests and teaching, and ``teacher``, another
+Four names are ready: ``emt`` and ``lj`` for tests and teaching; ``tblite``, the tight binding of
+xTB (Bannwarth et al., 2021, 10.1002/wcms.1493), for large cells; and ``teacher``, another
 machine-learned potential in the place of DFT, so that a whole campaign runs in minutes. Anything
 else is the import path of a callable that returns a calculator. Such a path is code of the user's
 choice: it comes from their own campaign file, and runs with their own rights.
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from otf_workflows.errors import InputError, OtfError
+from otf_workflows.errors import ConfigurationError, InputError, OtfError
 from otf_workflows.labelers.base import Recipe, fingerprint
 from otf_workflows.labelers.outcome import (
     failed,
@@ -43,9 +44,16 @@ if TYPE_CHECKING:
 READY = {
     "emt": "ase.calculators.emt.EMT",
     "lj": "ase.calculators.lj.LennardJones",
+    "tblite": "otf_workflows.labelers.ase_calculator.tblite",
     "teacher": "otf_workflows.labelers.ase_calculator.teacher",
 }
 """Short name → import path."""
+
+TBLITE_METHOD = "GFN2-xTB"
+
+TBLITE_WIDTH_A = 9.0
+"""Least distance of opposite faces of a cell (Å): tblite has no k-points but Γ, and silicon in
+cells of 5.4 and 10.9 Å differs by 1 eV per atom."""
 
 EMT_ELEMENTS = {"Al", "Cu", "Ag", "Au", "Ni", "Pd", "Pt", "H", "C", "N", "O"}
 
@@ -54,7 +62,7 @@ class AseRecipe(Recipe):
     """Level of theory of an ASE calculator: its name and arguments."""
 
     code: Literal["ase"] = Field("ase", description="Any ASE calculator.")
-    calculator: str = Field(description="emt, lj, teacher, or 'package.module.callable'.")
+    calculator: str = Field(description="emt, lj, tblite, teacher, or 'package.module.callable'.")
     kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Arguments of the calculator, plain data."
     )
@@ -94,6 +102,8 @@ class AseRecipe(Recipe):
         name = self.level or self.calculator
         if self.calculator == "teacher":
             name = f"teacher:{self.kwargs['potential']}"
+        if self.calculator == "tblite":
+            name = f"tblite:{self.kwargs.get('method', TBLITE_METHOD)}"
         return {
             "code": self.code,
             "calculator": self.calculator,
@@ -112,6 +122,11 @@ class AseRecipe(Recipe):
         symbols = {chemical_symbols[number] for number in frame.numbers}
         if known is not None and (missing := sorted(symbols - known)):
             return [f"the calculator {self.calculator} does not know {', '.join(missing)}"]
+        if self.calculator == "tblite" and (width_A := _least_width_A(frame)) < TBLITE_WIDTH_A:
+            sentence = (
+                f"tblite has no k-points: a cell of {width_A:.1f} Å is too narrow for Γ alone"
+            )
+            return [f"{sentence}, make a supercell of {TBLITE_WIDTH_A:g} Å or more"]
         return []
 
     def _elements(self) -> set[str] | None:
@@ -119,6 +134,8 @@ class AseRecipe(Recipe):
 
         if self.calculator == "emt":
             return EMT_ELEMENTS
+        if self.calculator == "tblite":
+            return set(chemical_symbols[1:87])
         if self.calculator == "teacher":
             from otf_workflows.potentials import potential_entry
 
@@ -245,6 +262,52 @@ def teacher(potential: str) -> Calculator:
     return _load_teacher(potential).calculator()
 
 
+def tblite(
+    method: str = TBLITE_METHOD,
+    *,
+    accuracy: float = 1.0,
+    electronic_temperature: float = 300.0,
+    max_iterations: int = 250,
+) -> Calculator:
+    """Return tblite's calculator, without its output on the screen.
+
+    Parameters
+    ----------
+    method
+        ``GFN1-xTB``, ``GFN2-xTB`` or ``IPEA1-xTB``.
+    accuracy
+        Factor on its thresholds; smaller is tighter.
+    electronic_temperature
+        Of Fermi–Dirac occupations (K).
+    max_iterations
+        Most SCF iterations.
+
+    Raises
+    ------
+    ConfigurationError
+        If tblite is not installed.
+    """
+    try:
+        from tblite.ase import TBLite
+    except ImportError as error:
+        raise ConfigurationError(
+            "tblite is not installed", hint="pip install tblite==0.8.0, or the extra [tblite]"
+        ) from error
+    return TBLite(
+        method=method,
+        accuracy=accuracy,
+        electronic_temperature=electronic_temperature,
+        max_iterations=max_iterations,
+        verbosity=0,
+    )
+
+
+def _least_width_A(frame: Frame) -> float:
+    """Return the least distance of opposite faces of a cell (Å)."""
+    reciprocal = np.linalg.inv(np.asarray(frame.cell_A, dtype=float))
+    return float(1 / np.linalg.norm(reciprocal, axis=0).max())
+
+
 def _calculator(recipe: AseRecipe) -> tuple[Calculator, dict[str, Any]]:
     """Return a calculator, and the level of theory that the object made says it has."""
     make = find_callable(recipe.calculator)
@@ -265,6 +328,8 @@ def _calculator(recipe: AseRecipe) -> tuple[Calculator, dict[str, Any]]:
     level = recipe.level_of_theory([])
     if recipe.calculator == "teacher":
         level["level"] = f"teacher:{_load_teacher(recipe.kwargs['potential']).name}"
+    if recipe.calculator == "tblite":
+        level["level"] = f"tblite:{calculator.parameters['method']}"
     return calculator, level
 
 

@@ -128,7 +128,7 @@ class Cp2kRecipe(GridRecipe):
         # Forces come back in the order of the input.
         generator.sort_structure = False
         # Its grids are reduced by the symmetry of the crystal, and then forces are not made whole.
-        generator.user_kpoints_settings = None
+        generator.config_dict = {**generator.config_dict, "KPOINTS": None}
         generator.user_input_settings = {
             **CHANGES,
             # Objects: names would be looked up in whatever folder pymatgen is configured for.

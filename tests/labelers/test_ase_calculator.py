@@ -162,3 +162,68 @@ def test_the_failing_share_is_that_asked_for_and_always_the_same():
     assert first == [FailingCalculator(share=0.2).fails(f) for f in frames]
     assert 20 <= sum(first) <= 60
     assert first != [FailingCalculator(share=0.2, salt="b").fails(f) for f in frames]
+
+
+TBLITE = {"calculator": "tblite", "kwargs": {"method": "GFN1-xTB", "accuracy": 0.1}}
+
+
+@pytest.fixture
+def water():
+    from ase.build import molecule
+
+    atoms = molecule("H2O")
+    atoms.set_cell([9.2, 9.4, 9.6])
+    atoms.pbc = True
+    atoms.rattle(0.05, seed=1)
+    return Frame.from_atoms(atoms)
+
+
+def test_tblite_gives_energy_forces_and_stress_that_belong_together(water, tmp_path):
+    pytest.importorskip("tblite")
+    recipe, result = label(water, tmp_path, **TBLITE)
+    assert differences(recipe.level_of_theory(water.numbers), result.settings_as_run) == []
+    assert result.settings_as_run["level"] == "tblite:GFN1-xTB"
+
+    def energy(positions, cell=water.cell_A):
+        frame = water.model_copy(update={"positions_A": positions.tolist(), "cell_A": cell})
+        return label(frame, tmp_path, **TBLITE)[1].energy_eV
+
+    here, step = np.array(water.positions_A), np.zeros((3, 3))
+    step[0, 1] = 0.005
+    slope = (energy(here + step) - energy(here - step)) / 0.01
+    assert result.forces_eV_A[0][1] == pytest.approx(-slope, abs=5e-3)
+    cell = np.array(water.cell_A)
+    strain = np.diag([0.0, 0.001, 0.0])
+    up, down = np.eye(3) + strain, np.eye(3) - strain
+    work = energy(here @ up, (cell @ up).tolist()) - energy(here @ down, (cell @ down).tolist())
+    stress = work / 0.002 / np.linalg.det(cell)
+    assert result.stress_eV_A3[1][1] == pytest.approx(stress, rel=0.02, abs=1e-5)
+
+
+def test_a_cell_that_is_too_narrow_for_gamma_alone_is_refused(frame):
+    recipe = parse_recipe({"code": "ase", **TBLITE})
+    (sentence,) = recipe.problems(frame)
+    assert "3.6 Å is too narrow for Γ alone" in sentence
+    oblique = frame.model_copy(update={"cell_A": [[12, 0, 0], [11, 5, 0], [0, 0, 12]]})
+    assert "5.0 Å" in recipe.problems(oblique)[0]
+    wide = frame.model_copy(update={"cell_A": (9.5 * np.eye(3)).tolist()})
+    assert recipe.problems(wide) == []
+
+
+def test_tblite_takes_no_unknown_arguments_and_is_asked_for_if_missing(water, monkeypatch):
+    import sys
+
+    wrong = parse_recipe({"code": "ase", "calculator": "tblite", "kwargs": {"metod": "GFN1"}})
+    assert "metod" in get_labeler("ase").check(Resources(), water.numbers, wrong)[0]
+    monkeypatch.setitem(sys.modules, "tblite.ase", None)
+    recipe = parse_recipe({"code": "ase", **TBLITE})
+    assert get_labeler("ase").check(Resources(), water.numbers, recipe) == [
+        "tblite is not installed"
+    ]
+
+
+def test_tblite_without_convergence_is_a_failed_label(water, tmp_path):
+    pytest.importorskip("tblite")
+    few = {"method": "GFN2-xTB", "max_iterations": 2}
+    with pytest.raises(LabelFailed, match="not converged"):
+        label(water, tmp_path, calculator="tblite", kwargs=few)
