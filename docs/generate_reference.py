@@ -23,7 +23,14 @@ from otf_workflows import types as choices
 from otf_workflows.campaign import Campaign
 from otf_workflows.labelers import available_codes, get_labeler
 from otf_workflows.labelers.base import Resources
-from otf_workflows.settings import DatabaseSettings, Queue, Site, Worker, load_site
+from otf_workflows.settings import (
+    DatabaseSettings,
+    Queue,
+    RemoteSettings,
+    Site,
+    Worker,
+    load_site,
+)
 from otf_workflows.validation import range_words
 
 if TYPE_CHECKING:
@@ -51,6 +58,7 @@ QUEUES_INTRO = (
     "One section per role that runs in a batch system; the other roles are local workers of "
     "whoever runs `otf launch`."
 )
+REMOTE_INTRO = "For `engine: jobflow-remote` only (`how-to/compute_nodes_without_database.md`)."
 DOCUMENTS_INTRO = (
     "Units: eV, Å, eV/Å, K, fs; stress in eV/Å³ with tension positive, as in ASE. Times are UTC. "
     "Weights and long arrays are GridFS files. Job outputs stay in jobflow's own store."
@@ -144,6 +152,12 @@ def site_page() -> str:
             QUEUES_INTRO,
             "",
             *table(Queue),
+            "",
+            "## `remote`",
+            "",
+            REMOTE_INTRO,
+            "",
+            *table(RemoteSettings),
             "",
             "## `codes`",
             "",

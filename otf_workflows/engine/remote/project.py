@@ -116,8 +116,6 @@ def project_document(site: Site) -> dict[str, Any]:
             "docs_store": {**documents, "collection_name": OUTPUTS},
             "additional_stores": {"data": blobs},
         },
-        # Plain files: the default, maggma's JSON store, loads each of them into a mock database.
-        "remote_jobstore": {"store": "orjson"},
         "workers": {str(role): worker_document(site, role, site_file=file) for role in Role},
     }
 
