@@ -418,27 +418,27 @@ def store(database):
 @pytest.fixture
 def begin(store, engine):
     """Submit the part of a cycle that asks for labels and gathers them."""
+    return lambda name, **labels: ask(store, engine, name, **labels)
 
-    def start(name, **labels):
-        asked = Campaign(
-            name=name,
-            structure=frame(0.0),
-            potential="toy-lj",
-            labels={"code": "ase", "calculator": "emt", **labels},
-            selection=SelectionRules(
-                labels_per_cycle=N_LABELS - 1, audit_per_cycle=1, duplicate_distance=0.0
-            ),
-        )
-        control.submit(asked, store)
-        store.open_cycle(
-            CycleDocument(campaign=name, cycle=0, state=CycleState.RUNNING, incumbent_id="toy-lj")
-        )
-        chosen = select([segment()], [], campaign=asked, cycle=0)
-        batch = gather(chosen.output, campaign=asked, cycle=0)
-        engine.submit(Flow([chosen, batch]), campaign=name, cycle=0, kind="cycle")
-        return batch
 
-    return start
+def ask(store, engine, name, **labels):
+    asked = Campaign(
+        name=name,
+        structure=frame(0.0),
+        potential="toy-lj",
+        labels={"code": "ase", "calculator": "emt", **labels},
+        selection=SelectionRules(
+            labels_per_cycle=N_LABELS - 1, audit_per_cycle=1, duplicate_distance=0.0
+        ),
+    )
+    control.submit(asked, store)
+    store.open_cycle(
+        CycleDocument(campaign=name, cycle=0, state=CycleState.RUNNING, incumbent_id="toy-lj")
+    )
+    chosen = select([segment()], [], campaign=asked, cycle=0)
+    batch = gather(chosen.output, campaign=asked, cycle=0)
+    engine.submit(Flow([chosen, batch]), campaign=name, cycle=0, kind="cycle")
+    return batch
 
 
 @pytest.fixture
@@ -589,3 +589,57 @@ def wait_for(condition, seconds=120.0):
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.2)
+
+
+# -- a real batch system ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch_engine(slurm, remote_site, tmp_path):
+    """An engine whose labels and MD go to two partitions, on nodes that see no database."""
+    blind = tmp_path / "blind.yaml"
+    nowhere = {"mode": "server", "host": "127.0.0.1", "port": 1}
+    blind.write_text(yaml.safe_dump({"database": nowhere, "state_dir": str(tmp_path / "node")}))
+    small = {"memory_MiB": 2000, "walltime_s": 600}
+    document = yaml.safe_load(remote_site.source.read_text()) | {
+        "queues": {"dft": {"partition": "dft", **small}, "md": {"partition": "gpu", **small}},
+        "remote": {"poll_s": 0.5, "site_file": str(blind)},
+    }
+    remote_site.source.write_text(yaml.safe_dump(document))
+    made = open_engine(load_site())
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+def test_a_real_slurm_computes_labels_on_nodes_without_database_and_a_cancelled_job_runs_again(
+    batch_engine, store, tmp_path
+):
+    from otf_workflows.engine.remote.runner import SiteRunner
+
+    engine, started = batch_engine, tmp_path / "started"
+    batch = ask(store, engine, "one")
+    engine.submit(Flow([staged(nap(5.0, str(started)), Stage.EXPLORE)]), **KEY)
+    runner = SiteRunner(engine)
+    cancelled = []
+
+    def over():
+        runner.turn()
+        (walker,) = runner.job_controller.jobs.find({"job.metadata.campaign": "c"})
+        if started.exists() and not cancelled:
+            cancelled.append(walker["remote"]["process_id"])
+            subprocess.run(["scancel", *cancelled], check=True)
+        jobs = engine.jobs(campaign="one") + engine.jobs(campaign="c")
+        return all(job.state in ENDED for job in jobs)
+
+    wait_for(over, seconds=900)
+    runner.close()
+    assert engine.output(batch.uuid).missing_keys == []
+    labels = [job for job in engine.jobs(campaign="one") if job.label_key]
+    assert {str(job.state) for job in labels} == {"done"}
+    (walker,) = runner.job_controller.jobs.find({"job.metadata.campaign": "c"})
+    assert (walker["state"], walker["otf_returns"]) == ("COMPLETED", 1)
+    assert walker["remote"]["process_id"] not in cancelled
+    assert len(started.read_text().splitlines()) == 2
+    script = (Path(labels[0].directory) / "submit.sh").read_text()
+    assert "#SBATCH --partition=dft" in script
