@@ -242,7 +242,7 @@ def preview_rerun(here: Backend, wish: RerunWish) -> RerunPreview:
     store, chosen = here.store, wish.chosen
     keys = _keys(store, chosen)
     plan = plan_rerun(
-        store, here.engine, campaign=chosen.campaign, keys=keys,
+        store, here.reader, campaign=chosen.campaign, keys=keys,
         numerics=parse_settings(wish.pairs) or None, worker=wish.worker or None,
         walltime_s=parse_duration(wish.walltime) if wish.walltime else None,
     )  # fmt: skip

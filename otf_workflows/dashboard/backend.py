@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request  # noqa: TC002  FastAPI reads it at run time
 
 from otf_workflows.dashboard.queries.glance import ProgressCache
+from otf_workflows.dashboard.queries.reader import jobs_reader
 from otf_workflows.errors import DatabaseError
 from otf_workflows.store import Store
 from otf_workflows.types import Role
@@ -58,6 +59,11 @@ class Backend:
     def store(self) -> Store:
         """Our collections."""
         return Store(self.database)
+
+    @property
+    def reader(self) -> Engine:
+        """What tells about jobs: the engine's ``jobs``, without what it takes to act."""
+        return jobs_reader(self.site, self.database)
 
     @property
     def engine(self) -> Engine:

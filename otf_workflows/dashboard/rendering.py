@@ -33,6 +33,9 @@ NAVIGATION = [
 ]
 """Route names in the order of the menu; those without a route are left out."""
 
+ACTING = {"new_campaign"}
+"""Pages that do nothing but act: not in the menu of a dashboard that only looks."""
+
 KEYS = {"glance": "h", "campaigns": "c", "labels": "l", "jobs": "j", "models": "m", "health": "s"}
 """The key that opens a page, after ``g``."""
 
@@ -68,11 +71,8 @@ class Addresses:
 
     def __init__(self, routers: Iterable[APIRouter], root_path: str) -> None:
         self.root_path = root_path
-        self._routes: dict[str, Any] = {
-            route.name: route
-            for router in routers
-            for route in router.routes  # type: ignore[attr-defined]
-        }
+        routes: list[Any] = [route for router in routers for route in router.routes]
+        self._routes = {route.name: route for route in routes}
 
     def knows(self, name: str) -> bool:
         """Tell whether there is a route of this name."""
@@ -162,7 +162,11 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     html = app.state.templates.get_template(template).render(
         request=request,
         menu_keys=KEYS,
-        menu=[(name, text) for name, text in NAVIGATION if addresses.knows(name)],
+        menu=[
+            (name, text)
+            for name, text in NAVIGATION
+            if addresses.knows(name) and (settings.allow_actions or name not in ACTING)
+        ],
         allow_actions=settings.allow_actions,
         **context,
     )

@@ -184,10 +184,11 @@ class Guard:
 
         refusal = self._refusal(scope["method"], path, headers)
         if refusal is None:
-            await self.app(scope, receive, send_with_headers)
+            await self.app(scope, _at_most(MAX_BODY_BYTES, receive), send_with_headers)
             return
         status, text = refusal
-        if status == 401 and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+        wants_page = "text/html" in headers.get("accept", "") and "hx-request" not in headers
+        if status == 401 and scope["method"] == "GET" and wants_page:
             status, text = 303, ""
         await _answer(send_with_headers, status, text, location=f"{self.settings.root_path}/login")
 
@@ -235,6 +236,19 @@ class Guard:
 def _too_long(headers: dict[str, str]) -> bool:
     length = headers.get("content-length", "0")
     return not length.isdigit() or int(length) > MAX_BODY_BYTES
+
+
+def _at_most(limit: int, receive: Receive) -> Receive:
+    """Return a channel that ends a body which grows too long without having said so."""
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        return message if seen <= limit else {"type": "http.disconnect"}
+
+    return counted
 
 
 async def _answer(

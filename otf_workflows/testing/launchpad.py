@@ -189,7 +189,7 @@ class SyntheticLaunchPad:
         over = state != "RUNNING"
         stored: dict[str, Any] = {}
         if state == "FIZZLED":
-            details = {
+            details: dict[str, Any] = {
                 "message": "no convergence in 80 steps (synthetic)",
                 "cause": str(FailureCause.SCF),
                 "attempts": [],

@@ -11,7 +11,6 @@ from otf_workflows.dashboard.backend import Backend, backend
 from otf_workflows.dashboard.figures import Figure
 from otf_workflows.dashboard.figures.campaign import figures
 from otf_workflows.dashboard.queries.campaign import CampaignView, campaign_lines, campaign_view
-from otf_workflows.dashboard.queries.reader import LaunchPadReader
 from otf_workflows.dashboard.rendering import page
 from otf_workflows.errors import NotFoundError
 
@@ -43,9 +42,8 @@ def figure(here: Here, name: str, figure: str) -> JSONResponse:
 
 
 def _view(here: Backend, name: str) -> CampaignView:
-    with here.reading() as database:
-        reader = LaunchPadReader(database)
-        return campaign_view(here.store, reader, name, dft_workers=here.dft_workers)
+    with here.reading():
+        return campaign_view(here.store, here.reader, name, dft_workers=here.dft_workers)
 
 
 def chosen(made: list[Figure], name: str) -> JSONResponse:

@@ -46,7 +46,7 @@ def job_filter(
         cycle=_whole(cycle),
         stage=str(stage) if stage in set(Stage) else None,
         workflow=_whole(workflow),
-        text=(text or "").strip() or None,
+        text="".join(filter(str.isprintable, text or "")).strip() or None,
         page=number,
     )
 

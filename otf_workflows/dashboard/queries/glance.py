@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 from otf_workflows.dashboard.queries.health import Check, brief
 from otf_workflows.dashboard.queries.jobs import role_counts
 from otf_workflows.dashboard.queries.news import Happening, News, happenings, news
-from otf_workflows.dashboard.queries.reader import LaunchPadReader
 from otf_workflows.progress import campaign_progress
-from otf_workflows.store import Store
 from otf_workflows.types import CampaignState
 
 if TYPE_CHECKING:
@@ -84,7 +82,7 @@ def campaign_rows(
     ended = [item for item in found if CampaignState(item["state"]).terminal]
     rows = []
     for document in [*at_work, *ended[:MOST_ENDED]]:
-        progress = backend.progress.of(database, document["name"], backend.dft_workers)
+        progress = backend.progress.of(backend, document["name"])
         rows.append(
             CampaignRow(
                 progress=progress,
@@ -111,29 +109,26 @@ class ProgressCache:
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[str, float, CampaignProgress]] = {}
 
-    def of(
-        self, database: Database[dict[str, Any]], name: str, dft_workers: int
-    ) -> CampaignProgress:
+    def of(self, backend: Backend, name: str) -> CampaignProgress:
         """Return where a campaign stands.
 
         Parameters
         ----------
-        database
-            The site's database.
+        backend
+            The database.
         name
             The campaign.
-        dft_workers
-            Labels computed at once.
         """
-        stamp = _stamp(database, name)
+        stamp = _stamp(backend.database, name)
         with self._lock:
             kept = self._kept.get(name)
         if kept is not None and kept[0] == stamp:
             progress = kept[2]
             if progress.state.terminal or time.monotonic() - kept[1] < FRESH_S:
                 return progress
-        reader: Any = LaunchPadReader(database)
-        progress = campaign_progress(Store(database), reader, name, dft_workers=dft_workers)
+        progress = campaign_progress(
+            backend.store, backend.reader, name, dft_workers=backend.dft_workers
+        )
         with self._lock:
             self._kept[name] = (stamp, time.monotonic(), progress)
         return progress
