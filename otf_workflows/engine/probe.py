@@ -82,7 +82,7 @@ def _database(site: Site) -> Iterator[Check]:
         return
     hint = (
         "open the way from compute nodes to the server, or set engine: jobflow-remote, which "
-        "needs none (docs/how-to/run_on_a_cluster.md)"
+        "needs none (docs/how-to/compute_nodes_without_database.md)"
     )
     yield answer.model_copy(update={"hint": hint})
 

@@ -4,7 +4,8 @@ Everything listens on the loopback interface and lies in one folder; no service 
 and no accounting database are needed, only the programs of the packages slurm-wlm and munge. It is
 meant for tests and for a first look at batch queues, not for sharing a machine.
 
-``python -m otf_workflows.testing.slurm up FOLDER`` (or ``down``, ``status``) does it by hand.
+``python -m otf_workflows.testing.slurm up FOLDER`` (or ``down``, ``status``) does it by hand, and
+``run FOLDER -- COMMAND`` has one for as long as a command runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -344,36 +346,48 @@ def _find_program(name: str) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start, stop or show a cluster that outlives this program.
+    """Start, stop or show a cluster that outlives this program, or run a command with one.
 
     Parameters
     ----------
     arguments
-        ``up``, ``down`` or ``status``, and the folder.
+        Command line, without the program.
     """
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m otf_workflows.testing.slurm")
-    parser.add_argument("action", choices=["up", "down", "status"])
+    parser.add_argument("action", choices=["up", "down", "status", "run"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cpus", type=int, default=2, help="CPUs of each node")
     parser.add_argument("--memory-MiB", type=int, default=8000, help="memory of each node")
+    parser.add_argument("command", nargs="*", help="after --, for 'run'")
     options = parser.parse_args(arguments)
     slurm = LocalSlurm(options.folder, cpus=options.cpus, memory_MiB=options.memory_MiB)
     try:
+        if options.action == "run":
+            return _run(slurm, options.command)
         if options.action == "up":
             slurm.start()
         elif options.action == "down":
             slurm.stop()
-        if options.action != "down":
-            if not slurm.is_running():
-                sys.stderr.write("The cluster is down.\n")
-                return 1
-            sys.stdout.write(slurm.run("sinfo", "-o", "%P %N %T %c %m %G"))
+            return 0
     except OtfError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    if not slurm.is_running():
+        sys.stderr.write("The cluster is down.\n")
+        return 1
+    sys.stdout.write(slurm.run("sinfo", "-o", "%P %N %T %c %m %G"))
     return 0
+
+
+def _run(slurm: LocalSlurm, command: Sequence[str]) -> int:
+    """Run a command with the cluster, hand SIGTERM on to it, and return its exit status."""
+    with slurm:
+        process = subprocess.Popen(command, env={**os.environ, **slurm.environment})
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda got, _: process.send_signal(got))
+        return process.wait()
 
 
 if __name__ == "__main__":

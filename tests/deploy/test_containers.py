@@ -70,6 +70,29 @@ def test_site_in_the_container_is_a_valid_site_with_the_user_of_the_script():
     assert str(site.database.password_file) in script
 
 
+def test_the_cluster_in_a_container_is_started_only_when_asked_for():
+    assert COMPOSE["services"]["slurm"]["profiles"] == ["slurm"]
+    assert not any("profiles" in COMPOSE["services"][name] for name in ("mongo", "otf"))
+    installed = re.search(r"apt-get install (.+)", DOCKERFILE).group(1)
+    assert {"slurm-wlm", "munge"} <= set(installed.split())
+
+
+def test_the_cluster_has_the_partitions_of_its_site_and_slurm_finds_its_files():
+    from otf_workflows.settings import Site
+    from otf_workflows.testing.slurm import PARTITIONS, LocalSlurm
+
+    text = (ROOT / "deploy/compose/site-slurm.yaml").read_text()
+    site = Site.model_validate(yaml.safe_load(text))
+    plain = yaml.safe_load((ROOT / "deploy/compose/site.yaml").read_text())
+    assert site.database.model_dump() == Site.model_validate(plain).database.model_dump()
+    assert {queue.partition for queue in site.queues.values()} == set(PARTITIONS)
+    service = COMPOSE["services"]["slurm"]
+    words = service["command"]
+    folder = Path(words[words.index("run") + 1])
+    assert service["environment"]["SLURM_CONF"] == str(LocalSlurm(folder).conf)
+    assert words[words.index("--") + 1 :] == ["otf", "launch"]
+
+
 def test_image_has_a_pinned_base_and_leaves_no_package_lists():
     assert re.match(r"FROM \S+:\S*\d", DOCKERFILE)
     assert "rm -rf /var/lib/apt/lists/*" in DOCKERFILE
@@ -100,8 +123,27 @@ def test_unit_is_well_formed(unit):
         assert parser["Service"]["UMask"] == "0077"
 
 
+def test_the_unit_of_the_launcher_calls_a_command_that_exists():
+    from otf_workflows.cli.main import app
+
+    unit = (ROOT / "deploy/systemd/otf-launch.service").read_text()
+    words = re.search(r"^ExecStart=(.+)$", unit, re.MULTILINE).group(1).split()
+    assert words[0].endswith("/bin/otf")
+    assert words[-1] in {command.name for command in app.registered_commands}
+
+
+def test_the_module_file_puts_nothing_but_the_commands_on_the_path():
+    text = (ROOT / "deploy/modulefiles/otf-workflows.lua").read_text()
+    assert text.count("prepend_path(") == 1
+    assert 'prepend_path("PATH", pathJoin(prefix, "commands"))' in text
+    assert "PYTHONPATH" not in text
+    assert text.count("(") == text.count(")")
+
+
 def test_programs_that_units_and_containers_start_exist():
-    texts = [unit.read_text() for unit in UNITS] + [str(COMPOSE["services"]["otf"]["command"])]
+    texts = [unit.read_text() for unit in UNITS] + [
+        str(COMPOSE["services"][name]["command"]) for name in ("otf", "slurm")
+    ]
     modules = {name for text in texts for name in re.findall(r"otf_workflows(?:\.\w+)+", text)}
     assert modules
     assert all(find_spec(name) for name in modules)

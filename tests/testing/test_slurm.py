@@ -1,5 +1,8 @@
 """The private Slurm is a real one: it runs jobs, loses nodes, and leaves nothing behind."""
 
+import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -73,3 +76,15 @@ def test_a_cluster_by_hand_is_found_again_and_ended(slurm, capsys):
     assert module.main(["status", str(slurm.folder)]) == 0
     assert module.main(["down", str(slurm.folder)]) == 0
     assert module.main(["status", str(slurm.folder)]) == 1
+
+
+def test_a_command_runs_with_a_cluster_which_ends_with_it(slurm, tmp_path):
+    slurm.stop()
+    program = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
+    words = [sys.executable, "-m", module.__name__, "run", str(slurm.folder), "--"]
+    nodes = [*words, "sinfo", "-h", "-N", "-o", "%N"]
+    ran = subprocess.run(nodes, capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["cpu1", "gpu1"]
+    ended = subprocess.run([*words, sys.executable, "-c", program], check=False)
+    assert ended.returncode == -signal.SIGTERM % 256
+    assert not slurm.is_running()
