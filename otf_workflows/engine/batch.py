@@ -36,6 +36,7 @@ RESERVE_S = 20.0
 WRITE_S = 3.0
 """A job that ended just now is given so long to be written down (s)."""
 LOOK_S = 0.5
+WORKER_COMMAND = [sys.executable, "-m", "otf_workflows.engine.worker"]
 END_VARIABLE = "SLURM_JOB_END_TIME"
 """Set by Slurm 23.02 and later; seconds since 1970."""
 
@@ -215,8 +216,8 @@ def run_side_by_side(arguments: Sequence[str], n: int) -> int:
     int
         The largest exit code.
     """
-    command = [sys.executable, "-m", "otf_workflows.engine.worker", *arguments]
-    children = [subprocess.Popen([*command, "--parent", str(os.getpid())]) for _ in range(n)]
+    command = [*WORKER_COMMAND, *arguments, "--parent", str(os.getpid())]
+    children = [subprocess.Popen(command) for _ in range(n)]
 
     def pass_on(number: int, _frame: object) -> None:
         for child in children:

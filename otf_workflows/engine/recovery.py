@@ -86,23 +86,30 @@ def put_back(pad: LaunchPad, fw_id: int, launch_id: int) -> bool:
     if workflow is None or "locked" in workflow:
         return False  # a stray, see below; or its turn comes when the lock is free
     with WFLock(pad, fw_id):
+        active = {"launch_id": launch_id, "state": {"$in": _ACTIVE}}
+        firework = pad.fireworks.find_one({"fw_id": fw_id}, {"state": 1, "launches": 1})
+        is_its_own = (
+            firework is not None
+            and firework["state"] in _ACTIVE
+            and launch_id
+            in firework["launches"]  # else killed in between: a reservation, see below
+            and pad.launches.find_one(active, {"_id": 1}) is not None
+        )
+        if is_its_own:
+            workflow = pad.get_wf_by_fw_id_lzyfw(fw_id)
+            pad._update_wf(workflow, workflow.rerun_fw(fw_id))  # noqa: SLF001 - as rerun_fw does
+        # Last: a launch that has ended, of a job that was not put back, would be taken for its
+        # failure if we were killed here.
         now = datetime.now(UTC).isoformat()
-        closed = pad.launches.find_one_and_update(
-            {"launch_id": launch_id, "state": {"$in": _ACTIVE}},
+        pad.launches.find_one_and_update(
+            active,
             {
                 "$set": {"state": "FIZZLED", "time_end": now},
                 "$push": {"state_history": {"state": "FIZZLED", "created_on": now}},
             },
             {"_id": 1},
         )
-        firework = pad.fireworks.find_one({"fw_id": fw_id}, {"state": 1, "launches": 1})
-        if closed is None or firework is None or firework["state"] not in _ACTIVE:
-            return False
-        if launch_id not in firework["launches"]:
-            return False  # killed between launch and firework: a reservation, see below
-        workflow = pad.get_wf_by_fw_id_lzyfw(fw_id)
-        pad._update_wf(workflow, workflow.rerun_fw(fw_id))  # noqa: SLF001 - as rerun_fw does
-    return True
+    return is_its_own
 
 
 def put_back_reservations(pad: LaunchPad, *, patience: timedelta = PATIENCE) -> list[str]:

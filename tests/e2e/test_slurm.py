@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 
+import psutil
 import pytest
 import yaml
 
@@ -21,11 +23,12 @@ from otf_workflows.campaign import (
     SelectionRules,
     TrainingRules,
 )
-from otf_workflows.control import submit
+from otf_workflows.control import plan_rerun, rerun, resume, submit
+from otf_workflows.engine import FireWorksEngine
 from otf_workflows.engine.queue_jobs import BatchState, QueueJobs
 from otf_workflows.schemas import Frame
 from otf_workflows.settings import Queue
-from otf_workflows.types import CampaignState, LabelState, Role
+from otf_workflows.types import CampaignState, FailureCause, LabelState, Role
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
@@ -92,7 +95,9 @@ class Launch:
 
 
 @pytest.fixture
-def launch(queued_site):
+def launch(queued_site, request):
+    if "traps" in request.fixturenames:
+        request.getfixturevalue("traps")
     launched = Launch(queued_site)
     yield launched
     launched.end()
@@ -150,3 +155,139 @@ def test_a_campaign_runs_through_slurm_on_two_partitions(campaign, queued_site, 
     assert not database.launches.count_documents({"state": {"$in": ["RUNNING", "RESERVED"]}})
     assert launch.end() == 0
     assert os.path.getsize(launch.log) > 0  # noqa: PTH202
+
+
+# -- the same in trouble -------------------------------------------------------------------------
+
+HOG = "import time; held = bytearray(b'x') * (1200 * 2**20); time.sleep(120)"
+
+
+@pytest.fixture
+def traps(queued_site, tmp_path):
+    """A folder: a file 'hog' or 'hang' in it makes the next label use too much memory or time."""
+    program = tmp_path / "pw"
+    program.write_text(
+        "#!/bin/sh\n"
+        f"cd_back=$PWD; cd {tmp_path}\n"
+        f'mv hog hog.sprung 2>/dev/null && {sys.executable} -c "{HOG}"\n'
+        "mv hang hang.sprung 2>/dev/null && sleep 600\n"
+        'cd "$cd_back"; exec pw.x "$@"\n'
+    )
+    program.chmod(0o755)
+    queues = dict(queued_site.queues)
+    changes = {"memory_MiB": 1000, "max_memory_MiB": 2000, "walltime_s": 180, "max_walltime_s": 600}
+    queues[Role.DFT] = queues[Role.DFT].model_copy(update=changes)
+    codes = {"espresso": {"command": str(program)}}
+    content = queued_site.model_copy(update={"queues": queues}).model_dump(mode="json")
+    queued_site.source.write_text(yaml.safe_dump({**content, "codes": codes}), encoding="utf-8")
+    return tmp_path
+
+
+class Trouble:
+    """What happens to clusters, done on purpose at moments drawn from a seeded generator."""
+
+    def __init__(self, *, slurm, mongod, database, launch, traps):
+        self.slurm, self.mongod, self.launch, self.traps = slurm, mongod, launch, traps
+        self.book, self.database = QueueJobs(database), database
+        self.rng = random.Random(4)
+
+    def moment(self, most_s):
+        time.sleep(self.rng.uniform(0, most_s))
+
+    def busy(self, role):
+        """A batch job of a role that runs one of our jobs just now."""
+
+        def found():
+            launches = self.database.launches.find({"state": "RUNNING"}, {"fworker.name": 1})
+            names = {item["fworker"]["name"] for item in launches}
+            jobs = [job for job in self.book.all() if job.state is BatchState.RUNNING]
+            return [j for j in jobs if j.role is role and names & set(j.workers)]
+
+        return wait_for(f"a busy {role} job", found, self.launch)[0]
+
+    def node_set_down(self, role, node):
+        self.busy(role)
+        self.moment(3)
+        self.slurm.node_down(node)
+        self.moment(5)
+        self.slurm.node_up(node)
+
+    def job_cancelled(self, role):
+        job = self.busy(role)
+        self.slurm.run("scancel", job.job_id)
+        return wait_for(
+            f"the cause of {job.job_id}", lambda: self.book.get(job.token).cause, self.launch
+        )
+
+    def label_takes_too_much(self, trap):
+        (self.traps / trap).touch()
+        wait_for(f"'{trap}' to be met", (self.traps / f"{trap}.sprung").exists, self.launch)
+
+    def controller_restarted(self):
+        self.slurm.stop_controller()
+        self.moment(15)
+        self.slurm.restart_controller()
+
+    def launcher_killed(self):
+        self.launch.kill()
+        self.moment(10)
+        self.launch.start()
+
+    def database_killed(self):
+        server = psutil.Process(self.mongod.status().pid)
+        server.kill()
+        server.wait()
+        self.moment(10)
+        self.mongod.start()
+
+
+@pytest.fixture
+def trouble(traps, slurm, mongod, launch, database):
+    return Trouble(slurm=slurm, mongod=mongod, database=database, launch=launch, traps=traps)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_campaign_survives_what_happens_to_clusters_and_every_incident_has_a_cause(
+    campaign, trouble, launch, database
+):
+    store = Store(database)
+    engine = FireWorksEngine(load_site())
+    rules = campaign.exploration.model_copy(update={"steps_per_cycle": 150})
+    submit(
+        campaign.model_copy(update={"exploration": rules, "budget": Budget(max_cycles=2)}), store
+    )
+
+    trouble.node_set_down(Role.MD, "gpu1")
+    trouble.launcher_killed()
+    trouble.label_takes_too_much("hog")
+    trouble.label_takes_too_much("hang")
+    trouble.database_killed()
+    assert trouble.job_cancelled(Role.TRAIN) is FailureCause.KILLED
+    wait_for("the campaign to say so", lambda: store.campaign("si").state.terminal, launch)
+    assert "CANCELLED" in store.campaign("si").reason
+    resume("si", store, engine)
+    trouble.controller_restarted()
+    assert trouble.job_cancelled(Role.DFT) is FailureCause.KILLED
+    trouble.node_set_down(Role.MD, "gpu1")
+    wait_for("the campaign", lambda: store.campaign("si").state.terminal, launch)
+    document = store.campaign("si")
+    assert document.state is CampaignState.BUDGET_EXHAUSTED, document.reason
+
+    failed = store.labels(campaign="si", states=[LabelState.FAILED])
+    assert {label.cause for label in failed} <= {FailureCause.KILLED}
+    if failed:
+        rerun(plan_rerun(store, engine, campaign="si"), store, engine)
+    done = {LabelState.DONE}
+    wait_for("all labels", lambda: {x.state for x in store.labels(campaign="si")} == done, launch)
+    assert_each_label_was_computed_once(database)
+    tries = [attempt for label in store.labels(campaign="si") for attempt in label.tries]
+    causes = {attempt.cause for attempt in tries}
+    assert {FailureCause.MEMORY, FailureCause.WALLTIME, FailureCause.KILLED} <= causes
+    assert all(attempt.message and attempt.queue_id for attempt in tries if attempt.cause)
+    ended = [job for job in trouble.book.all() if job.state is BatchState.ENDED]
+    assert FailureCause.NODE in {job.cause for job in ended}
+    lost = [event for event in store.events("si") if "was lost" in event.what]
+    assert {event.details["cause"] for event in lost} >= {"node", "killed", "memory", "walltime"}
+    assert not [event for event in lost if event.details["cause"] == "unknown"], lost
+    engine.close()

@@ -56,6 +56,40 @@ def test_the_job_of_a_dead_worker_is_ready_again_and_its_dependant_waits(
     assert engine.output(gather.uuid) == 1
 
 
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_whoever_is_killed_while_putting_a_job_back_does_not_make_it_fail(
+    engine, dead, tmp_path, drain, where
+):
+    engine.submit(Flow([staged(report(), Stage.LABEL)]), **KEY)
+    take(engine, dead, tmp_path)
+    update, leave = LaunchPad._update_wf, WFLock.__exit__
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, workflow, updated):
+        if where == "after":
+            update(self, workflow, updated)
+        raise Killed
+
+    def exit_lock(self, kind, *rest):
+        if kind is None:  # a killed process does not get to free its lock
+            leave(self, kind, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LaunchPad, "_update_wf", killed)
+        patch.setattr(WFLock, "__exit__", exit_lock)
+        with pytest.raises(Killed):
+            engine.recover()
+    for _ in range(2):
+        recover(engine.launchpad, patience=NOW)
+    assert names(engine) == {"report": "ready"}
+    assert drain() == 1
+    recover(engine.launchpad, patience=NOW)
+    assert names(engine) == {"report": "done"}
+    assert engine.launchpad.launches.count_documents({"state": "RUNNING"}) == 0
+
+
 @pytest.mark.parametrize("who", ["alive", "elsewhere", "stranger"])
 def test_jobs_of_others_are_left_alone(engine, tmp_path, who):
     names_of = {
