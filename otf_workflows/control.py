@@ -204,11 +204,8 @@ def _plan_one(label: Any, wish: dict[str, Any], jobs: list[JobRecord], *, change
     mine = [job for job in jobs if job.label_key == label.key]
     if any(job.state in {"waiting", "ready", "running"} for job in mine):
         return _refused(label, "a rerun of it is on its way already")
-    gathers = {job.cycle: job for job in jobs if job.stage is Stage.GATHER}
-    failed = next((j for j in mine if j.state == "failed" and j.kind == "cycle"), None)
-    gather = gathers.get(failed.cycle) if failed else None
-    waits = gather is not None and gather.state == "waiting"
-    if failed is not None and waits and not changed:
+    failed = next((j for j in mine if j.state == "failed" and j.kind != RELABEL), None)
+    if failed is not None and _is_waited_for(failed, jobs) and not changed:
         mode, why = "in place", "its cycle still waits for it"
     else:
         mode, why = "detached", "runs by itself; the result joins the next data set"
@@ -221,6 +218,20 @@ def _plan_one(label: Any, wish: dict[str, Any], jobs: list[JobRecord], *, change
         why=why,
         engine_id=failed.engine_id if failed else None,
     )
+
+
+def _is_waited_for(failed: JobRecord, jobs: list[JobRecord]) -> bool:
+    """Return whether nothing that comes after this label job has been started or could be.
+
+    What collects the outputs of the labels is a job of jobflow's, and has no stage.
+    """
+    after = [
+        job
+        for job in jobs
+        if (job.cycle, job.kind) == (failed.cycle, failed.kind)
+        and job.stage in {Stage.GATHER, None}
+    ]
+    return bool(after) and all(job.state == "waiting" for job in after)
 
 
 def _refused(label: Any, why: str) -> RerunItem:
@@ -239,6 +250,8 @@ def _refused(label: Any, why: str) -> RerunItem:
 def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
     """Carry out a plan; a label whose state has changed meanwhile is left alone.
 
+    If the cycle of a label has gone on without it since the plan was made, it runs by itself.
+
     Raises
     ------
     PartialError
@@ -251,19 +264,24 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
         if not store.reset_label(item.key):
             skipped.append(item.key[:10])
             continue
-        if item.mode == "in place" and item.engine_id is not None:
-            engine.rerun([item.engine_id])
-        else:
+        mode = item.mode
+        if mode == "in place" and item.engine_id is not None:
+            try:
+                engine.rerun([item.engine_id])
+            except PartialError:
+                mode = "detached"
+        if mode == "detached":
             flow = relabel(store.label(item.key), campaign=item.campaign, **plan.changes)
             engine.submit(flow, campaign=item.campaign, cycle=item.cycle, kind=RELABEL)
         store.event(
-            f"label rerun ({item.mode})",
+            f"label rerun ({mode})",
             campaign=item.campaign,
             cycle=item.cycle,
             label_key=item.key,
             details=plan.changes,
         )
-        sentences.append(f"label {item.key[:10]} runs again ({item.mode}): {item.why}.")
+        why = item.why if mode == item.mode else "its cycle has gone on meanwhile"
+        sentences.append(f"label {item.key[:10]} runs again ({mode}): {why}.")
     if skipped:
         raise PartialError(
             f"{len(sentences)} labels run again; left alone because they changed meanwhile: "

@@ -217,13 +217,12 @@ def book_labels(store: Store, engine: Engine, name: str) -> list[str]:
             given_up = job.started is None
             cause = FailureCause.KILLED if given_up else failure.get("cause")
             reason = GIVEN_UP if given_up else failure.get("message")
+            cause = FailureCause(cause or FailureCause.UNKNOWN)
+            reason = reason or "the job died without a message"
             tries = [Attempt.model_validate(a) for a in failure.get("attempts", [])]
-            store.record_failure(
-                key,
-                cause=FailureCause(cause or FailureCause.UNKNOWN),
-                reason=reason or "the job died without a message",
-                attempts=tries or ([] if given_up else [_attempt(job)]),
-            )
+            if not tries and not given_up:
+                tries = [_lost_attempt(job, cause=cause, reason=reason)]
+            store.record_failure(key, cause=cause, reason=reason, attempts=tries)
             sentences.append(f"{name}: label {key[:10]} failed: {reason}")
     return sentences
 
@@ -290,6 +289,20 @@ def _wanted_by_the_living(store: Store, label: LabelDocument) -> bool:
 def _attempt(job: JobRecord) -> Attempt:
     return Attempt(
         number=1, host=job.host or "", directory=job.directory or "", started=job.started
+    )
+
+
+def _lost_attempt(job: JobRecord, *, cause: FailureCause, reason: str) -> Attempt:
+    """Return the try of a job that failed without an account of its own."""
+    trace = str((job.failure or {}).get("traceback") or "")
+    seconds = (job.finished - job.started).total_seconds() if job.finished and job.started else None
+    return _attempt(job).model_copy(
+        update={
+            "seconds": seconds,
+            "cause": cause,
+            "message": reason,
+            "last_lines": [line for line in trace.splitlines() if line.strip()][-30:],
+        }
     )
 
 

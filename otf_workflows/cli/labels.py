@@ -14,7 +14,7 @@ from otf_workflows.cli.session import session
 if TYPE_CHECKING:
     from otf_workflows.control import RerunPlan
     from otf_workflows.labelers.base import Recipe
-    from otf_workflows.schemas import LabelDocument
+    from otf_workflows.schemas import Attempt, LabelDocument
 
 app = typer.Typer(
     help="DFT labels: list, show, rerun, import.", no_args_is_help=True, rich_markup_mode=None
@@ -75,6 +75,7 @@ def rerun(
     ctx: typer.Context,
     keys: params.LabelKeys = None,
     *,
+    key: params.KeyOption = None,
     campaign: params.ForCampaign = None,
     cycle: params.Cycle = None,
     failed: params.Failed = False,
@@ -95,9 +96,10 @@ def rerun(
     from otf_workflows import control
     from otf_workflows.errors import InputError, PartialError
 
-    if not (keys or failed or causes or campaign):
+    keys = [*(keys or []), *(key or [])]
+    if not (keys or failed or causes or campaign or cycle is not None):
         raise InputError(
-            "say which labels: keys, --failed, --cause or --campaign",
+            "say which labels: keys, --failed, --cause, --cycle or --campaign",
             hint="otf labels rerun --failed --dry-run",
         )
     here = session(ctx)
@@ -305,14 +307,27 @@ def _details(label: LabelDocument) -> list[str]:
     if label.result is not None:
         lines.append(f"energy      {label.result.energy_eV:.6f} eV")
     lines.append(f"cost        {label.core_hours:.4f} core-hours")
-    for attempt in label.tries:
-        outcome = attempt.message or (str(attempt.cause) if attempt.cause else "succeeded")
-        lines.append(
-            f"attempt {attempt.number}   {output.duration(attempt.seconds)} on {attempt.host}: "
-            f"{outcome}"
-        )
-        if attempt.changes:
-            lines.append(f"            changed: {attempt.changes}")
-        lines.append(f"            {attempt.command or 'in this process'}  in {attempt.directory}")
-        lines += [f"            | {line}" for line in attempt.last_lines]
+    for attempt in label.earlier:
+        lines += _attempt(attempt, f"attempt {attempt.number}   before a rerun, ")
+    running = label.state == "running"
+    for attempt in label.attempts:
+        lines += _attempt(attempt, f"attempt {attempt.number}   ", running=running)
     return lines
+
+
+def _attempt(attempt: Attempt, head: str, *, running: bool = False) -> list[str]:
+    """Return one try in words: how it ended, where it ran, and the end of its output."""
+    outcome = attempt.message or (str(attempt.cause) if attempt.cause else "succeeded")
+    took = output.duration(attempt.seconds)
+    if running and attempt.seconds is None:
+        took, outcome = "running", "not ended"
+    cause = f" ({attempt.cause})" if attempt.cause and attempt.message else ""
+    lines = [f"{head}{took} on {attempt.host or 'an unknown host'}: {outcome}{cause}"]
+    if attempt.started:
+        lines.append(f"            started {attempt.started:%Y-%m-%d %H:%M:%S} UTC")
+    if attempt.queue_id:
+        lines.append(f"            batch job {attempt.queue_id}")
+    if attempt.changes:
+        lines.append(f"            changed: {attempt.changes}")
+    lines.append(f"            {attempt.command or 'in this process'}  in {attempt.directory}")
+    return [*lines, *(f"            | {line}" for line in attempt.last_lines)]

@@ -97,6 +97,10 @@ LabelKeys = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY]...", help="Keys of labels, or their beginnings."),
 ]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option("--key", metavar="KEY", help="The same as an argument. Repeatable."),
+]
 
 ForCampaign = Annotated[
     str | None,
