@@ -382,6 +382,7 @@ def _cp2k(path: Path, recipe: Recipe) -> Iterator[Calculation | Rejected]:
         energy_eV=found.energy_eV,
         forces_eV_A=found.forces_eV_A,
         stress_eV_A3=found.stress_eV_A3 if np.size(found.stress_eV_A3) == 9 else None,
+        magmoms_muB=found.magmoms_muB,
         code="cp2k",
         settings=found.settings,
         warnings=["CP2K prints the cell to three decimals; the structure has no more"],
@@ -389,31 +390,50 @@ def _cp2k(path: Path, recipe: Recipe) -> Iterator[Calculation | Rejected]:
 
 
 def _json(path: Path, _recipe: Recipe) -> Iterator[Calculation | Rejected]:
+    """Read JSON as of MPtrj, or as chgnet's ``parse_vasp_dir`` writes it."""
     from pymatgen.core import Structure
     from pymatgen.io.ase import AseAtomsAdaptor
 
     data = json.loads(_text(path))
-    if not isinstance(data, dict):
-        raise UnusableError("not JSON as of MPtrj: {material: {frame: {structure, force, …}}}")
+    items = list(_json_items(data)) if isinstance(data, dict) else []
+    if not items:
+        raise UnusableError(
+            "not JSON as of MPtrj: {material: {frame: {structure, force, …}}}, nor as chgnet's "
+            "parse_vasp_dir writes it"
+        )
+    for name, item in items:
+        source = f"{path}#{name}"
+        energy = item.get("uncorrected_total_energy")
+        if energy is None or "structure" not in item or "force" not in item:
+            yield Rejected(
+                source,
+                "structure, force and uncorrected_total_energy are needed; corrected energies "
+                "have another zero",
+            )
+            continue
+        atoms = AseAtomsAdaptor.get_atoms(Structure.from_dict(item["structure"]))
+        stress, moments = item.get("stress"), item.get("magmom")
+        yield Calculation(
+            source=source,
+            frame=_frame(atoms, source),
+            energy_eV=float(energy),
+            forces_eV_A=np.array(item["force"], dtype=float),
+            stress_eV_A3=None if stress is None else np.array(stress, dtype=float) * KB_EV_A3,
+            magmoms_muB=None if moments is None else np.array(moments, dtype=float),
+            fingerprint=item.get("recipe"),
+        )
+
+
+def _json_items(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and content of every structure in nested dictionaries, or in lists by key."""
+    if isinstance(data.get("structure"), list):
+        columns = {key: value for key, value in data.items() if isinstance(value, list)}
+        for number in range(len(data["structure"])):
+            values = {
+                key: column[number] for key, column in columns.items() if number < len(column)
+            }
+            yield str(number), values
+        return
     for material, frames in data.items():
         for name, item in frames.items() if isinstance(frames, dict) else ():
-            source = f"{path}#{material}/{name}"
-            energy = item.get("uncorrected_total_energy") if isinstance(item, dict) else None
-            if energy is None or "structure" not in item or "force" not in item:
-                yield Rejected(
-                    source,
-                    "structure, force and uncorrected_total_energy are needed; corrected energies "
-                    "have another zero",
-                )
-                continue
-            atoms = AseAtomsAdaptor.get_atoms(Structure.from_dict(item["structure"]))
-            stress, moments = item.get("stress"), item.get("magmom")
-            yield Calculation(
-                source=source,
-                frame=_frame(atoms, source),
-                energy_eV=float(energy),
-                forces_eV_A=np.array(item["force"], dtype=float),
-                stress_eV_A3=None if stress is None else np.array(stress, dtype=float) * KB_EV_A3,
-                magmoms_muB=None if moments is None else np.array(moments, dtype=float),
-                fingerprint=item.get("recipe"),
-            )
+            yield f"{material}/{name}", item if isinstance(item, dict) else {}

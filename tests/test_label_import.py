@@ -164,6 +164,62 @@ def test_an_unconverged_run_of_pw_is_refused(tmp_path):
     assert "converge" in only(tmp_path / "si2_scf.out", parse_recipe(PW)).reason
 
 
+CP2K = {"code": "cp2k", "cutoff_Ry": 300, "kpoints": [2, 2, 2]}
+
+
+def test_an_output_of_cp2k_is_a_label_of_its_own_recipe_only(tmp_path):
+    path = DATA / "cp2k" / "si2_converged.out"
+    recipe = parse_recipe(CP2K)
+    item = only(path, recipe)
+    assert refusal(item, recipe, statement=None) is None
+    assert basis_of(item, statement=None) == "as run"
+    denser = parse_recipe({**CP2K, "kpoints": [3, 3, 3]})
+    said = refusal(only(path, denser), denser, statement="it is 3×3×3")
+    assert (
+        said == "another level of theory: kpoints: asked for [3, 3, 3], the output says [2, 2, 2]"
+    )
+    # A hand-written input has CP2K's own four grids, if it says nothing else.
+    by_hand = tmp_path / "by_hand.out"
+    text = path.read_text()
+    line = " QS| Number of grid levels:                                                    5"
+    assert line in text
+    by_hand.write_text(text.replace(line, line[:-1] + "4"))
+    assert "grid_levels" in refusal(only(by_hand, recipe), recipe, statement=None)
+
+
+def test_an_output_of_cp2k_is_read_in_our_units_and_sign():
+    item = only(DATA / "cp2k" / "si2_converged.out", parse_recipe(CP2K))
+    # As printed: −7.772645729703731 Ha, −0.03486617 Ha/Bohr, and 9.845 GPa of compression.
+    assert item.energy_eV == pytest.approx(-7.772645729703731 * 27.211386, rel=1e-6)
+    assert item.forces_eV_A[0, 0] == pytest.approx(-0.03486617 * 51.422067, rel=1e-6)
+    assert item.stress_eV_A3[0, 0] == pytest.approx(-9.84460797583 / 160.21766208, rel=1e-6)
+
+
+def test_an_unconverged_output_of_cp2k_is_refused():
+    item = only(DATA / "cp2k" / "unconverged.out", parse_recipe(CP2K))
+    assert item.reason == "the SCF did not converge"
+
+
+@pytest.mark.integration
+def test_imported_numbers_of_cp2k_are_those_of_pw_on_the_same_frame(tmp_path):
+    """Another code on the same frame: a wrong unit or sign would be off by far more."""
+    from otf_workflows.labelers import get_labeler
+    from otf_workflows.labelers.base import Resources
+
+    item = only(DATA / "cp2k" / "si2_converged.out", parse_recipe(CP2K))
+    pw = parse_recipe({"code": "espresso", "cutoff_Ry": 24, "kpoints": [2, 2, 2]})
+    reference = get_labeler("espresso").label(
+        item.frame, pw, key="0" * 16, directory=tmp_path, resources=Resources()
+    )
+    forces = np.array(reference.forces_eV_A)
+    assert np.abs(item.forces_eV_A - forces).max() < 0.03 * np.abs(forces).max()
+    ours_GPa, theirs_GPa = (
+        160.21766208 * np.array(s) for s in (item.stress_eV_A3, reference.stress_eV_A3)
+    )
+    assert theirs_GPa[0, 0] < -5
+    assert np.abs(ours_GPa - theirs_GPa).max() < 1.0
+
+
 def mptrj(**changes):
     from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -194,6 +250,60 @@ def test_mptrj_json_is_read_with_the_uncorrected_energy(tmp_path):
     path = tmp_path / "y.json"
     path.write_text(json.dumps(data))
     assert "corrected energies" in only(path).reason
+
+
+def test_mptrj_json_means_to_us_what_it_means_to_chgnet(tmp_path):
+    """Their reader is the definition of the format: units, sign and names."""
+    from chgnet.data.dataset import StructureJsonData
+
+    data, *_ = mptrj(magmom=[0.5, -0.25, 0.0, 1.0])
+    path = tmp_path / "MPtrj.json"
+    path.write_text(json.dumps(data))
+    theirs = StructureJsonData(str(path), graph_converter=_no_graph(), shuffle=False)
+    _, targets = theirs[0]
+    ours = only(path)
+    assert ours.forces_eV_A == pytest.approx(targets["f"].numpy(), abs=1e-6)
+    # chgnet's stress is in GPa, with tension positive.
+    assert ours.stress_eV_A3 * 160.21766208 == pytest.approx(targets["s"].numpy(), abs=1e-6)
+    assert abs(ours.magmoms_muB) == pytest.approx(targets["m"].numpy())
+    # Theirs is corrected (here by 1 eV for the cell); ours is what VASP said.
+    assert ours.energy_eV / 4 - float(targets["e"]) == pytest.approx(0.25, abs=1e-6)
+
+
+def _no_graph():
+    class Converter:
+        """Stands for the graph, which is not looked at."""
+
+        def __call__(self, structure, **_):
+            return structure
+
+    return Converter()
+
+
+def test_what_chgnet_writes_of_a_vasp_run_is_read_as_the_run_itself(tmp_path):
+    """Lists by key, with energies that VASP extrapolated to zero smearing."""
+    from chgnet.utils import parse_vasp_dir
+
+    for path in (DATA / "vasp" / "si2").iterdir():
+        shutil.copy(path, tmp_path)
+    by_us = list(read_calculations(tmp_path / "vasprun.xml.gz", EMT_RECIPE))
+    # Not recorded; chgnet only counts its steps.
+    lines = [f"   {i} F= {x.energy_eV:.8E} E0= {x.energy_eV:.8E}  d E =0.1E-03\n"
+             for i, x in enumerate(by_us, 1)]  # fmt: skip
+    (tmp_path / "OSZICAR").write_text("".join(lines))
+    parse_vasp_dir(str(tmp_path), save_path=str(tmp_path / "si2.json"))
+    by_chgnet = list(read_calculations(tmp_path / "si2.json", EMT_RECIPE))
+    assert len(by_chgnet) == len(by_us) > 1
+    for theirs, ours in zip(by_chgnet, by_us, strict=True):
+        assert theirs.energy_eV == pytest.approx(ours.energy_eV)
+        assert theirs.forces_eV_A == pytest.approx(ours.forces_eV_A)
+        assert theirs.stress_eV_A3 == pytest.approx(ours.stress_eV_A3)
+        assert theirs.frame.positions_A == pytest.approx(np.array(ours.frame.positions_A))
+
+
+def test_json_of_something_else_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"a": [1, 2], "b": "text"}))
+    assert "not JSON as of MPtrj" in only(tmp_path / "x.json").reason
 
 
 def test_what_cannot_be_read_is_a_reason_not_a_crash(tmp_path):

@@ -171,15 +171,12 @@ def _settings(
 
 def _start_moments(text: str) -> dict[str, Any]:
     """Return element → moment at the start; only an output with an echo of its input has it."""
-    echoed = re.findall(
-        r"^ +&KIND \S+\n(?:(?! +&END KIND).*\n)*? +ELEMENT +(\S+)\n"
-        r"(?:(?! +&END KIND).*\n)*? +MAGNETIZATION +(\S+)",
-        text,
-        re.MULTILINE,
-    )
     found: dict[str, list[float]] = {}
-    for symbol, moment in echoed:
-        found.setdefault(symbol, []).append(float(moment))
+    for kind in re.findall(r"^ +&KIND (.*?)^ +&END KIND", text, re.MULTILINE | re.DOTALL):
+        symbol = re.search(r"^ +ELEMENT +(\S+)", kind, re.MULTILINE)
+        moment = re.search(r"^ +MAGNETIZATION +(\S+)", kind, re.MULTILINE)
+        if symbol and moment:
+            found.setdefault(symbol.group(1), []).append(float(moment.group(1)))
     return {
         symbol: moments_of_elements([symbol] * len(values), values)[symbol]
         for symbol, values in found.items()

@@ -263,3 +263,82 @@ def test_impossible_frames_are_named(silicon):
     assert "Pu" in parse_recipe(CP2K).problems(plutonium)[0]
     assert "Pu" in parse_recipe(GPAW).problems(plutonium)[0]
     assert len(data_sets()) == 83
+
+
+SPIN = {
+    "kpoints": [1, 1, 1],
+    "electronic_temperature_K": 1000,
+    "spin": "collinear",
+    "starting_moments_muB": {"O": 1.0},
+}
+MAGNETIC = {
+    "cp2k": (Cp2kRun, {"cutoff_Ry": 400, "scf_threshold": 1e-5}, ("out",)),
+    "abinit": (AbinitRun, {"cutoff_Ha": 40}, ("out", "abo")),
+    "gpaw": (GpawRun, {"cutoff_eV": 600}, ("txt", "result.json")),
+}
+
+
+@pytest.fixture
+def oxygen():
+    from ase import Atoms
+
+    places = [[0, 0, 0], [0.2, 0.3, 1.25]]
+    return Frame.from_atoms(Atoms("O2", positions=places, cell=[4, 4.2, 4.5], pbc=True))
+
+
+def magnetic(code, oxygen, tmp_path, **changes):
+    run_class, settings, names = MAGNETIC[code]
+    if code == "abinit":
+        (tmp_path / "psp").mkdir()
+        (tmp_path / "psp/O.psp8").write_text("O\n 8.0 6.0 220721 zatom\n 8 11 2 4 600 0\n")
+        settings = {**settings, "pseudopotentials": str(tmp_path / "psp")}
+    (tmp_path / "try-1.out").touch()
+    recipe = parse_recipe({"code": code, **settings, **SPIN, **changes})
+    files = {name: RECORDED / f"{code}/o2_spin.{name}" for name in names}
+    run, ending = ended(run_class, oxygen, recipe, tmp_path, files=files)
+    assert ending.cause is None, ending.message
+    found = differences(recipe.level_of_theory([8]), run.result.settings)
+    return run.result, [s for s in found if "pseudopotentials_md5" not in s]
+
+
+@pytest.mark.parametrize("code", ["cp2k", "abinit", "gpaw"])
+def test_a_magnetic_output_tells_its_moments_at_the_start_and_at_the_end(oxygen, tmp_path, code):
+    """Oxygen in its triplet: two unpaired electrons, of which spheres of GPAW hold less."""
+    result, found = magnetic(code, oxygen, tmp_path)
+    assert found == []
+    assert result.magmoms_muB == pytest.approx([0.63 if code == "gpaw" else 1.0] * 2, abs=0.05)
+
+
+@pytest.mark.parametrize("code", ["cp2k", "abinit", "gpaw"])
+def test_another_start_or_no_spin_is_another_level_of_theory(oxygen, tmp_path, code):
+    _, found = magnetic(code, oxygen, tmp_path, starting_moments_muB={"O": 2.0})
+    assert found == ["starting_moments_muB: asked for {'O': 2.0}, the output says {'O': 1.0}"]
+
+
+@pytest.mark.parametrize("code", ["cp2k", "abinit", "gpaw"])
+def test_a_spin_polarised_output_is_no_label_of_a_recipe_without_spin(oxygen, tmp_path, code):
+    plain = {"spin": "unpolarised", "starting_moments_muB": {}}
+    _, found = magnetic(code, oxygen, tmp_path, **plain)
+    assert [s.partition(":")[0] for s in found] == ["spin", "starting_moments_muB"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"starting_moments_muB": {}},
+        {"spin": "unpolarised"},
+        {"electronic_temperature_K": None},
+        {"starting_moments_muB": {"O": 40.0}},
+    ],
+)
+def test_half_a_spin_is_refused(changes):
+    with pytest.raises(InputError, match="moment"):
+        parse_recipe({"code": "gpaw", "cutoff_eV": 300, **SPIN, **changes})
+
+
+def test_moments_of_an_element_that_is_not_there_are_a_problem(silicon):
+    for code, settings in (("gpaw", {"cutoff_eV": 300}), ("cp2k", {})):
+        recipe = parse_recipe({"code": code, **settings, **SPIN})
+        assert recipe.problems(silicon) == [
+            "starting_moments_muB names O, which is not in the structure"
+        ]
