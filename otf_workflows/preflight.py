@@ -334,6 +334,7 @@ def all_checks(
     """
     from otf_workflows import site_checks
     from otf_workflows.engine.queue_checks import acceptance, test_jobs
+    from otf_workflows.engine.remote.checks import engine_checks
 
     yield site_checks.configuration(site)
     yield from site_checks.foreign_files()
@@ -358,6 +359,7 @@ def all_checks(
     installed = potential(name)
     yield potential_loads(name) if installed.ok else installed
     yield site_checks.gpu(wanted=False)
+    yield from engine_checks(site)
     yield from acceptance(site)
     if queue_test:
         yield from test_jobs(site, campaign=campaign, wait_s=wait_s)

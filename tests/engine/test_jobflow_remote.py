@@ -362,6 +362,20 @@ def test_what_jobflow_remote_gives_up_fails_and_nobody_waits_for_it(engine, drai
     assert engine.output(ended.uuid) == 0
 
 
+def test_a_result_that_never_came_is_a_job_that_vanished(engine, runner, database):
+    engine.submit(Flow([staged(report(), Stage.LABEL, label_key="k")]), **KEY)
+    said = "Remote error: file /w/jfremote_out.json for job u does not exist"
+    error = {"state": "REMOTE_ERROR", "previous_state": "RUN_FINISHED", "remote.error": said}
+    database.jf_jobs.update_one({}, {"$set": error})
+    for _ in range(3):
+        runner.settle_errors()
+        assert database.jf_jobs.find_one({})["state"] == "READY"
+        database.jf_jobs.update_one({}, {"$set": error})
+    runner.settle_errors()
+    (job,) = engine.jobs(campaign="c")
+    assert (job.state, job.failure["cause"]) == (JobState.FAILED, "killed")
+
+
 def test_a_job_submitted_twice_runs_once(engine, runner, drain, tmp_path):
     from otf_workflows.engine.remote.execute import execute
 
@@ -558,6 +572,39 @@ def test_a_project_of_somebody_else_is_left_alone(remote_site, monkeypatch, tmp_
         write_project(remote_site)
     assert "JFREMOTE_PROJECT" in caught.value.hint
     assert (tmp_path / "mine.yaml").read_text() == "name: mine\n"
+
+
+def test_a_host_whose_key_nobody_knows_is_refused():
+    import fabric
+    import paramiko
+
+    from otf_workflows.engine.remote.ssh import refuse_unknown_hosts
+
+    with patch.multiple(fabric.connection, SSHClient=None, AutoAddPolicy=None):
+        refuse_unknown_hosts()
+        client = fabric.Connection("login.example.org").client
+    assert isinstance(client._policy, paramiko.RejectPolicy)
+    assert client._system_host_keys is not None
+
+
+def test_doctor_tells_the_engine_and_what_is_wrong_with_the_login(remote_site):
+    from otf_workflows.engine.remote.checks import engine_checks
+    from otf_workflows.settings import Queue, RemoteSettings
+
+    (check,) = engine_checks(remote_site)
+    assert (check.ok, check.detail[:15]) == (True, "jobflow-remote ")
+    host = {"host": "127.0.0.1", "port": 1, "work_dir": "/w", "site_file": "/w/site.yaml"}
+    nowhere = remote_site.model_copy(
+        update={
+            "remote": RemoteSettings.model_validate(host),
+            "queues": {Role.DFT: Queue(python="/opt/py")},
+        }
+    )
+    _, login = engine_checks(nowhere)
+    assert (login.ok, login.hint) == (False, "ssh -p 1 127.0.0.1")
+    control = nowhere.model_copy(update={"queues": {Role.CONTROL: Queue()}})
+    (refused,) = engine_checks(control)
+    assert "Control jobs need the database" in refused.detail
 
 
 def test_jobs_of_this_machine_are_put_back_when_the_runner_ends(remote_site, engine, tmp_path):

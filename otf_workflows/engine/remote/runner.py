@@ -34,6 +34,7 @@ from otf_workflows.engine.remote.project import (
 )
 from otf_workflows.engine.remote.records import ACTIVE, is_helper, role_in
 from otf_workflows.engine.remote.resources import batch_options
+from otf_workflows.engine.remote.ssh import refuse_unknown_hosts
 from otf_workflows.engine.routing import LATE, PRIORITIES
 from otf_workflows.types import FailureCause, Role, Stage
 
@@ -68,6 +69,8 @@ class SiteRunner(Runner):
         self.engine = engine
         self.site: Site = engine.site
         write_project(self.site)
+        if self.site.remote.host is not None:
+            refuse_unknown_hosts()
         where = surroundings(self.site)
         # Read from the environment at the first import, which may have been for another site.
         jobflow_remote.SETTINGS.projects_folder = where[FOLDER_VARIABLE]
