@@ -12,6 +12,7 @@ import pytest
 
 from otf_workflows import control
 from otf_workflows.campaign import Budget, Campaign, Exploration, Seeding, SelectionRules
+from otf_workflows.dashboard import live
 from otf_workflows.engine.base import JobState
 from otf_workflows.engine.worker import Worker
 from otf_workflows.reconcile import reconcile
@@ -50,8 +51,9 @@ def chromium():
 
 
 @pytest.fixture
-def browse(chromium):
+def browse(chromium, monkeypatch):
     """Return a function that opens a page which is let in; whatever goes wrong in it fails."""
+    monkeypatch.setattr(live, "LOOK_S", 0.3)
     wrong, contexts = [], []
 
     def open_page(base, *, width=1280):

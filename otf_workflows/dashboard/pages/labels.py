@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse
 
-from otf_workflows.dashboard import actions
+from otf_workflows.dashboard import actions, attempt_files
 from otf_workflows.dashboard.backend import Backend, backend
 from otf_workflows.dashboard.queries import label_detail as details
 from otf_workflows.dashboard.queries import labels as lists
 from otf_workflows.dashboard.queries.label_filter import LabelFilter
 from otf_workflows.dashboard.rendering import page
 from otf_workflows.dashboard.structure_files import StructureFormat, structure_file
-from otf_workflows.errors import ConfigurationError, InputError, OtfError
+from otf_workflows.errors import ConfigurationError, InputError, NotFoundError, OtfError
 from otf_workflows.types import FailureCause, LabelState
 
 if TYPE_CHECKING:
@@ -134,6 +134,35 @@ def structure(here: Here, key: str, kind: StructureFormat) -> PlainTextResponse:
     name = f"label-{label.key[:12]}.{kind}"
     how = "inline" if kind is StructureFormat.VIEWER else "attachment"
     return PlainTextResponse(text, headers={"content-disposition": f'{how}; filename="{name}"'})
+
+
+@router.get("/labels/{key}/files/{number}", name="label_files")
+def files(request: Request, here: Here, key: str, number: int, *, name: str = "") -> Response:
+    """Show the files of one try, and the end of one of them."""
+    with here.reading():
+        label = here.store.label(label_key(key))
+    tries = {index: attempt for index, attempt in enumerate(label.tries, 1) if attempt.directory}
+    if number not in tries:
+        raise NotFoundError(f"label {label.key[:10]} has no try {number} with a folder")
+    directory, found, problem = tries[number].directory, [], ""
+    try:
+        found = attempt_files.found_files(directory)
+    except NotFoundError as error:
+        problem = error.what
+    return page(
+        request,
+        "label_files.html.jinja",
+        section="labels",
+        label=label,
+        number=number,
+        attempt=tries[number],
+        directory=directory,
+        files=found,
+        problem=problem,
+        name=name,
+        text=attempt_files.end_of_file(directory, name) if name else None,
+        most=attempt_files.SHOWN_BYTES,
+    )
 
 
 def label_key(text: str) -> str:
