@@ -1,0 +1,229 @@
+"""How fast the dashboard answers with 10,000 fireworks and 100,000 labels, and what it takes.
+
+    python benchmarks/dashboard.py [--labels 100000] [--fireworks 10000] [--repeats 30]
+
+A real mongod is filled with synthetic documents; a real server process answers one request after
+the other, each page in turn, while one page is open and a campaign is at work (every second a label
+changes), so that nothing is answered from memory alone. Both processes share this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import psutil
+
+from otf_workflows.connection import connect
+from otf_workflows.dashboard.queries.indexes import ensure_indexes
+from otf_workflows.engine.host import free_port
+from otf_workflows.schemas import now
+from otf_workflows.store import Store
+from otf_workflows.testing.campaigns import synthetic_campaign
+from otf_workflows.testing.launchpad import (
+    SyntheticLaunchPad,
+    synthetic_launchpad,
+    synthetic_running_cycle,
+)
+from otf_workflows.testing.mongo import ephemeral_mongod, fresh_site
+from otf_workflows.types import LabelState
+
+TOKEN = "-".join(["benchmark"] * 4)
+SERVER = """
+import sys
+from pathlib import Path
+from otf_workflows.dashboard import serve
+from otf_workflows.dashboard.settings import DashboardSettings
+from otf_workflows.settings import load_site
+site = load_site(Path(sys.argv[1]))
+settings = DashboardSettings(
+    site=site, token=sys.argv[3], port=int(sys.argv[2]), allow_actions=True
+)
+serve.serve(settings, on_ready=lambda: print("ready", flush=True))
+"""
+NAMES = [f"campaign-{number}" for number in range(8)]
+"""Of these the last one is at work."""
+SHARES = [0.4, *[0.6 / 7] * 7]
+"""One campaign has far more labels than the others."""
+
+
+def fill(store: Store, *, n_labels: int, n_fireworks: int) -> None:
+    """Write campaigns, then multiply their labels and workflows."""
+    for number, name in enumerate(NAMES):
+        last = name == NAMES[-1]
+        synthetic_campaign(
+            store, name=name, seed=number, n_cycles=3 if last else 4, production=not last
+        )
+        synthetic_launchpad(store, name)
+    synthetic_running_cycle(store, NAMES[-1])
+    labels = store.database.otf_labels
+    for name, share in zip(NAMES, SHARES, strict=True):
+        examples = list(labels.find({"wanted_by.campaign": name}, {"_id": 0}))
+        wanted, made = int(share * n_labels), []
+        for number in range(wanted - len(examples)):
+            label = dict(examples[number % len(examples)])
+            label["key"] = f"{number:08x}{name[-1]}{label['key'][9:]}"
+            label["updated"] = now() - timedelta(seconds=number * 30)
+            if label["state"] in {"running", "pending"}:
+                label["state"] = "done"
+            made.append(label)
+            if len(made) == 2000:
+                labels.insert_many(made)
+                made = []
+        if made:
+            labels.insert_many(made)
+    pad = SyntheticLaunchPad(store.database)
+    left = n_fireworks - store.database.fireworks.estimated_document_count()
+    cycle = 10
+    while left > 0:
+        keys = [(f"{cycle:04x}{i:060x}", LabelState.DONE) for i in range(min(200, left))]
+        if keys:
+            keys[0] = (keys[0][0], LabelState.FAILED)
+        started = now() - timedelta(hours=cycle)
+        pad.cycle(NAMES[cycle % 7], cycle, keys, started=started)
+        left -= len(keys) + 7
+        cycle += 1
+    pad.write()
+
+
+def disturb(store: Store, stop: threading.Event) -> None:
+    """Let a label of the campaign at work change every second."""
+    query = {"wanted_by.campaign": NAMES[-1]}
+    key = store.database.otf_labels.find_one(query)["key"]
+    while not stop.wait(1.0):
+        store.database.otf_labels.update_one({"key": key}, {"$set": {"updated": now()}})
+        store.database.fireworks.update_one(
+            {"spec.campaign": NAMES[-1]}, {"$set": {"updated_on": now().isoformat()}}
+        )
+
+
+def addresses(client: httpx.Client, store: Store) -> list[str]:
+    """Return every page, with filters and late pages of lists, and the figures they load."""
+    big, busy = NAMES[0], NAMES[-1]
+    fizzled = store.database.fireworks.find_one({"state": "FIZZLED"})["fw_id"]
+    huge = store.database.fireworks.find_one({}, sort=[("fw_id", -1)])["fw_id"]
+    label = store.database.otf_labels.find_one({"state": "failed"})["key"]
+    model = store.database.otf_models.find_one({"campaign": big})["model_id"]
+    pages = [
+        "/", "/jobs", "/jobs?state=failed", "/jobs?role=dft&state=done", "/jobs?page=150",
+        f"/jobs?campaign={NAMES[1]}", "/jobs?text=finetune", "/jobs/workflows",
+        f"/jobs/workflows/{huge}", f"/jobs/{fizzled}", "/health",
+        "/campaigns", f"/campaigns/{big}", f"/campaigns/{busy}", f"/campaigns/{big}/cycles/1",
+        "/labels", "/labels?state=failed", f"/labels?campaign={big}",
+        f"/labels?campaign={big}&state=failed",
+        f"/labels/{label}", "/models", f"/models/{model}", "/production",
+    ]  # fmt: skip
+    for path in list(pages):
+        text = client.get(path).text
+        pages += re.findall(r'data-figure="([^"]+)"', text)[:4]
+        pages += re.findall(r'data-structure="([^"]+)"', text)[:1]
+    pages = [path.replace("&amp;", "&") for path in pages]
+    return [path for path in dict.fromkeys(pages) if client.get(path).status_code == 200]
+
+
+def watch(url: str, stop: threading.Event) -> None:
+    """Keep a page open."""
+    with (
+        contextlib.suppress(httpx.HTTPError),
+        httpx.stream("GET", f"{url}/events", headers=headers(), timeout=3600) as stream,
+    ):
+        for _ in stream.iter_lines():
+            if stop.is_set():
+                return
+
+
+def headers() -> dict[str, str]:
+    return {"authorization": f"Bearer {TOKEN}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--labels", type=int, default=100_000)
+    parser.add_argument("--fireworks", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--minutes", type=float, default=0.0, help="go on for so long")
+    parser.add_argument("--json", type=Path, help="write the numbers there")
+    options = parser.parse_args()
+    with ephemeral_mongod() as mongod, tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o700)
+        with fresh_site(mongod, Path(folder)) as site:
+            database = connect(site)
+            store = Store(database)
+            began = time.perf_counter()
+            fill(store, n_labels=options.labels, n_fireworks=options.fireworks)
+            ensure_indexes(database)
+            print(
+                f"{database.otf_labels.estimated_document_count()} labels, "
+                f"{database.fireworks.estimated_document_count()} fireworks, "
+                f"written in {time.perf_counter() - began:.0f} s"
+            )
+            measure(store, Path(folder) / "site.yaml", options)
+
+
+def measure(store: Store, site_file: Path, options: argparse.Namespace) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", SERVER, str(site_file), str(port), TOKEN]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    stop = threading.Event()
+    try:
+        began = time.perf_counter()
+        server.stdout.readline()
+        print(f"ready after {time.perf_counter() - began:.1f} s")
+        url = f"http://127.0.0.1:{port}"
+        process = psutil.Process(server.pid)
+        memory = [process.memory_info().rss / 1024**2]
+        threads = [
+            threading.Thread(target=watch, args=(url, stop), daemon=True),
+            threading.Thread(target=disturb, args=(store, stop), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        client = httpx.Client(base_url=url, headers=headers(), timeout=60)
+        pages = addresses(client, store)
+        times: dict[str, list[float]] = {path: [] for path in pages}
+        until = time.monotonic() + 60 * options.minutes
+        rounds = 0
+        while rounds < options.repeats or time.monotonic() < until:
+            for path in pages:
+                start = time.perf_counter()
+                client.get(path).raise_for_status()
+                times[path].append(1000 * (time.perf_counter() - start))
+            rounds += 1
+            memory.append(process.memory_info().rss / 1024**2)
+        report(times, memory, options.json)
+    finally:
+        stop.set()
+        server.terminate()
+        server.wait(20)
+
+
+def report(times: dict[str, list[float]], memory: list[float], file: Path | None) -> None:
+    print(f"{'p50 ms':>8} {'p95 ms':>8}  page")
+    rows = {}
+    for path, taken in times.items():
+        p50, p95 = statistics.median(taken), statistics.quantiles(taken, n=20)[18]
+        rows[path] = {"p50_ms": round(p50, 1), "p95_ms": round(p95, 1)}
+        print(f"{p50:8.1f} {p95:8.1f}  {path}")
+    everything = [value for taken in times.values() for value in taken]
+    print(f"all GETs: p95 {statistics.quantiles(everything, n=20)[18]:.0f} ms")
+    print(
+        f"memory: {memory[0]:.0f} MiB at the start, {memory[-1]:.0f} at the end, "
+        f"{max(memory):.0f} at most"
+    )
+    if file:
+        file.write_text(json.dumps({"pages": rows, "memory_MiB": memory}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
