@@ -58,6 +58,9 @@ class Session:
         """Labels computed at once on this site."""
         from otf_workflows.types import Role
 
+        queue = self.site.queues.get(Role.DFT)
+        if queue is not None:
+            return queue.max_jobs * queue.side_by_side
         worker = self.site.workers.get(Role.DFT)
         return worker.count if worker else 0
 

@@ -6,6 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from otf_workflows.connection import translated
 from otf_workflows.errors import OtfError
 from otf_workflows.types import Role
 
@@ -78,8 +79,9 @@ class LauncherThread:
 
         while not self._stopping.wait(RECONCILE_S):
             try:
-                for sentence in reconcile_campaigns(self._engine):
-                    logger.info(sentence)
+                with translated(self._engine.site):
+                    for sentence in reconcile_campaigns(self._engine):
+                        logger.info(sentence)
             except OtfError as error:
                 logger.warning("Campaigns cannot go on: %s", error.what)
             except Exception:  # tried again in a moment; the log has the traceback

@@ -139,7 +139,7 @@ class Worker:
         pad = self.engine.launchpad
         with translated(self.engine.site):
             fworker = FWorker(name=str(self.name), category=str(self.role), query=self._query())
-            if not (self._is_free(self.only) if self.only else pad.run_exists(fworker)):
+            if not (self._is_free(self.only) if self.only else self._finds(fworker.query)):
                 return False
             folder = self._launch_folder()
             with self._inside(folder):
@@ -158,6 +158,11 @@ class Worker:
         held = self.engine.held()
         query: dict[str, Any] = {"spec.campaign": {"$nin": held}} if held else {}
         return query | self.batch.foreign() if self.batch else query
+
+    def _finds(self, query: dict[str, Any]) -> bool:
+        """Tell whether a job waits for us; ``run_exists`` would read all of it as well."""
+        ready = {**query, "state": "READY"}
+        return self.engine.launchpad.fireworks.find_one(ready, {"_id": 1}) is not None
 
     def _is_free(self, fw_id: int) -> bool:
         """Tell whether the job that is reserved for us may start, its campaign not being held."""
