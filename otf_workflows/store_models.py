@@ -92,6 +92,15 @@ class ModelCollection:
         found = self._files.find_one({"filename": name})
         return found.read() if found else None
 
+    def add_preview(self, uuid: str, trajectory: str) -> None:
+        """Store some frames of the trajectory of a job, small enough for pages to show."""
+        self.put_file(f"preview/{uuid}", trajectory.encode())
+
+    def preview(self, uuid: str) -> str | None:
+        """Return some frames of the trajectory of a job, encoded; None if none were stored."""
+        content = self.get_file(f"preview/{uuid}")
+        return content.decode() if content else None
+
     def add_property(self, document: PropertyDocument) -> None:
         """Insert or replace a property of a model."""
         key = document.model_dump(include={"campaign", "kind", "model_id"})

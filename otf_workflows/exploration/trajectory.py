@@ -192,3 +192,22 @@ def decode_arrays(text: str) -> dict[str, np.ndarray]:
         shuffled = data["positions"]
     positions = np.ascontiguousarray(shuffled.T).view("<f4").reshape(len(steps), len(numbers), 3)
     return {"numbers": numbers, "steps": steps, "cells_A": cells, "positions_A": positions}
+
+
+def thin_trajectory(text: str, *, n_most: int) -> str:
+    """Return an encoded trajectory with at most so many frames, the first and the last included.
+
+    Parameters
+    ----------
+    text
+        What :func:`encode_trajectory` returned.
+    n_most
+        Most frames to keep, at least 2.
+    """
+    if not text:
+        return text
+    arrays = decode_arrays(text)
+    n_frames = len(arrays["steps"])
+    chosen = np.unique(np.linspace(0, n_frames - 1, min(n_frames, n_most)).round().astype(int))
+    kept = {name: arrays[name][chosen] for name in ("steps", "cells_A", "positions_A")}
+    return encode_arrays(numbers=arrays["numbers"], **kept)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from otf_workflows.exploration import ProductionRun
     from otf_workflows.schemas import Batch, Calibration, Frame, Origin
 
+PREVIEW_FRAMES = 200
+"""Frames of the run that pages show; the whole run stays in the job store."""
+
 
 @otf_job(Stage.PRODUCE, expose_store=True)
 def produce(
@@ -143,6 +146,7 @@ def conclude(
 ) -> dict[str, Any]:
     """Write the property with its conditions and its error bars, and close the cycle."""
     from otf_workflows.analysis import mean_square_displacement, radial_distribution
+    from otf_workflows.exploration.trajectory import thin_trajectory
     from otf_workflows.store import current_store
 
     store = current_store()
@@ -182,6 +186,9 @@ def conclude(
         trajectory_uuid=trajectory_uuid,
     )
     store.add_property(document)
+    store.add_preview(
+        trajectory_uuid, thin_trajectory(run.blob["trajectory"], n_most=PREVIEW_FRAMES)
+    )
     store.put_file(f"evaluation/{campaign.name}/final", json.dumps(verdict["evaluation"]).encode())
     store.set_cycle(
         campaign.name, cycle, errors=verdict["errors"], state=CycleState.DONE, finished=now()

@@ -27,6 +27,7 @@ from otf_workflows.dashboard.queries.trajectories import (
 )
 from otf_workflows.dashboard.stills import still
 from otf_workflows.errors import InputError, NotFoundError
+from otf_workflows.exploration.trajectory import thin_trajectory
 from otf_workflows.report import report_data
 from otf_workflows.schemas import Frame
 from otf_workflows.types import LabelState, Purpose, Split
@@ -316,6 +317,16 @@ def test_an_output_written_by_jobflow_itself_is_read(store):
         read_trajectory(store, "real", key="audit_trajectory", timestep_fs=2.0)
     with pytest.raises(NotFoundError, match="not in the job store"):
         read_trajectory(store, "unreal", key="trajectory", timestep_fs=2.0)
+
+
+def test_a_long_run_is_shown_from_the_preview_that_its_last_job_stored(store):
+    from otf_workflows.testing.trajectories import synthetic_trajectory
+
+    frame = Frame.model_validate(store.campaign("finished").campaign["structure"])
+    text = synthetic_trajectory(np.random.default_rng(0), frame, n_frames=900)
+    store.add_preview("long", thin_trajectory(text, n_most=50))
+    run = read_trajectory(store, "long", key="trajectory", timestep_fs=2.0)
+    assert (len(run.steps), run.steps[0], run.steps[-1]) == (50, 0, 8990)
 
 
 # -- figures -------------------------------------------------------------------------------------

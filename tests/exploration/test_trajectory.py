@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from otf_workflows.exploration.trajectory import Recorder, decode_trajectory, encode_trajectory
+from otf_workflows.exploration.trajectory import (
+    Recorder,
+    decode_trajectory,
+    encode_trajectory,
+    thin_trajectory,
+)
 
 
 def frames(n, rng):
@@ -38,6 +43,15 @@ def test_text_is_as_small_as_promised():
 def test_no_frames_are_no_text():
     assert encode_trajectory([]) == ""
     assert decode_trajectory("") == []
+    assert thin_trajectory("", n_most=5) == ""
+
+
+def test_a_thinned_trajectory_keeps_the_first_frame_and_the_last():
+    text = encode_trajectory(frames(50, np.random.default_rng(0)))
+    kept = decode_trajectory(thin_trajectory(text, n_most=7))
+    assert [atoms.info["step"] for atoms in kept] == [0, 80, 160, 240, 330, 410, 490]
+    assert np.array_equal(kept[-1].positions, decode_trajectory(text)[-1].positions)
+    assert len(decode_trajectory(thin_trajectory(text, n_most=200))) == 50
 
 
 def test_records_written_after_the_last_save_are_cut_off(tmp_path):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from otf_workflows.store import Store
 
+MAIN = "trajectory"
+"""Key of a job's own trajectory; a long one has been thinned for us when the run ended."""
 MAX_FRAMES = 200
 MAX_ATOMS = 5000
 """More atoms than this are a burden for a browser and show nothing."""
@@ -119,7 +121,7 @@ def production_trajectory(store: Store, campaign: str, *, part: str = "main") ->
         raise NotFoundError(
             f"campaign '{campaign}' has no production run yet", hint=f"otf status {campaign}"
         )
-    key = {"main": "trajectory", "audit": "audit_trajectory"}.get(part)
+    key = {"main": MAIN, "audit": "audit_trajectory"}.get(part)
     if key is None:
         raise NotFoundError(f"a production run has no part '{part}'; it has 'main' and 'audit'")
     return read_trajectory(
@@ -147,7 +149,7 @@ def walker_trajectory(store: Store, campaign: str, cycle: int, walker: int) -> T
         {"name": campaign}, {"campaign.exploration.timestep_fs": 1}
     )
     timestep_fs = float(settings["campaign"]["exploration"]["timestep_fs"]) if settings else 1.0
-    return read_trajectory(store, uuid, key="trajectory", timestep_fs=timestep_fs)
+    return read_trajectory(store, uuid, key=MAIN, timestep_fs=timestep_fs)
 
 
 def read_trajectory(store: Store, uuid: str, *, key: str, timestep_fs: float) -> Trajectory:
@@ -171,7 +173,8 @@ def read_trajectory(store: Store, uuid: str, *, key: str, timestep_fs: float) ->
     InputError
         If it is too large to be shown.
     """
-    text = _blob(store, uuid).get(key)
+    text = store.preview(uuid) if key == MAIN else None
+    text = text or _blob(store, uuid).get(key)
     if not text:
         raise NotFoundError("this run recorded no frame", where=f"output of job {uuid}")
     arrays = decode_arrays(text)

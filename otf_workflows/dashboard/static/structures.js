@@ -91,7 +91,7 @@
       viewer.zoomTo();
       viewer.rotate(-70, "x");
       viewer.rotate(20, "y");
-      viewer.zoom(ROOM);
+      viewer.zoom(Math.min(ROOM, (1.15 * area.clientWidth) / area.clientHeight));
       viewer.render();
       for (const old of figure.querySelectorAll(".elements, .player")) old.remove();
       figure.append(legend(data.symbols));
