@@ -10,7 +10,7 @@ Usage: deploy/local_cluster.sh up|down|status [--cpus N] [--memory-MiB N] [FOLDE
             FOLDER/site.yaml and FOLDER/env.sh, and tell what to do next
   down      stop both; jobs are killed, the database stays in FOLDER
   status    tell what runs; exit status 1 if something does not
-  FOLDER    default: .otf/cluster in this checkout; its path must be short (80 characters)
+  FOLDER    default: .otf/cluster in this checkout; at most 80 characters, no blanks
 
 Everything listens on the loopback interface and runs as you; no rights are needed but to install
 the programs: deploy/setup.sh --dev does, or apt-get install slurm-wlm munge.

@@ -352,9 +352,12 @@ def all_checks(
     else:
         yield Check(name="database", ok=True, detail="not started; 'otf up' or 'otf run' does it")
     yield job_modules()
+    here = Role.DFT not in site.queues
     if campaign is not None:
         yield budget(campaign)
-        yield from labeler(campaign, site, here=Role.DFT not in site.queues)
+        yield from labeler(campaign, site, here=here)
+    if here:
+        yield from site_checks.programs(site)
     name = campaign.potential if campaign is not None else DEFAULT_POTENTIAL
     installed = potential(name)
     yield potential_loads(name) if installed.ok else installed

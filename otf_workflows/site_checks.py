@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -272,6 +273,60 @@ def _of_database(site: Site, name: str, look: Any) -> Check:
     except OtfError as error:
         return Check(name=name, ok=False, detail=error.what, hint=error.hint, exit_code=4)
     return found
+
+
+# -- programs --------------------------------------------------------------------------------------
+
+
+def programs(site: Site) -> Iterator[Check]:
+    """Yield whether the programs of the site's DFT codes are found here, and would start.
+
+    They are not run: some would wait for input, others take a licence.
+
+    Parameters
+    ----------
+    site
+        The site.
+    """
+    for code, resources in site.codes.items():
+        words = shlex.split(resources.command)
+        if not words:
+            continue
+        name = f"program of '{code}'"
+        # First and last word: a launcher such as srun, and the program; options are passed over.
+        named = [word for word in dict.fromkeys((words[0], words[-1])) if not word.startswith("-")]
+        missing = [word for word in named if shutil.which(word) is None]
+        lacking = [] if missing else missing_libraries(named[-1])
+        if missing:
+            detail = f"{' and '.join(missing)} not found"
+        elif lacking:
+            detail = f"{named[-1]} does not start: {', '.join(lacking)} not found"
+        else:
+            found = shutil.which(named[-1])
+            yield Check(name=name, ok=True, detail=f"'{resources.command}' ({found})")
+            continue
+        yield Check(
+            name=name,
+            ok=False,
+            detail=detail,
+            hint="add 'module load …' to environment of queues.dft, or to the shell that starts "
+            f"workers, or give the whole path as command of codes.{code}",
+        )
+
+
+def missing_libraries(program: str) -> list[str]:
+    """Return the shared libraries that a program needs and the loader does not find."""
+    path, ldd = shutil.which(program), shutil.which("ldd")
+    if path is None or ldd is None:
+        return []
+    try:
+        done = subprocess.run(
+            [ldd, path], capture_output=True, text=True, check=False, timeout=_PATIENCE_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.splitlines()
+    return [line.split()[0] for line in lines if line.endswith("=> not found")]
 
 
 # -- machine ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # program under test. A signal that is handled is back to normal in a child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_NEED_SERVICES = {"mongod", "site", "database", "engine", "slurm"}
+_NEED_SERVICES = {"mongod", "site", "database", "engine", "slurm", "slurm_programs"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,15 +91,22 @@ def engine(site: "Site") -> "Iterator[FireWorksEngine]":
 
 
 @pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> "Iterator[LocalSlurm]":
-    """A real Slurm with two idle nodes, found by sbatch and the others through SLURM_CONF."""
-    from otf_workflows.testing.slurm import LocalSlurm, missing_programs
+def slurm_programs() -> None:
+    """Skip where Slurm is not installed; fail where it has to be."""
+    from otf_workflows.testing.slurm import missing_programs
 
     missing = missing_programs()
     if missing and os.environ.get("CI") == "true":
         pytest.fail(f"Slurm is not installed: {', '.join(missing)} not found")
     if missing:
         pytest.skip("Slurm is not installed (deploy/setup.sh --dev does it)")
+
+
+@pytest.fixture
+def slurm(slurm_programs: None, monkeypatch: pytest.MonkeyPatch) -> "Iterator[LocalSlurm]":
+    """A real Slurm with two idle nodes, found by sbatch and the others through SLURM_CONF."""
+    from otf_workflows.testing.slurm import LocalSlurm
+
     with LocalSlurm() as cluster:
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)

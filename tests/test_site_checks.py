@@ -142,12 +142,38 @@ def test_missing_indexes_matter_once_there_is_a_campaign(site, database):
     assert site_checks.indexes(site).detail == "all there"
 
 
-def test_a_database_that_is_gone_is_a_failure_of_each_check():
+def test_a_database_that_is_gone_is_a_failure_of_the_check():
     server = DatabaseSettings(mode="server", host="127.0.0.1", port=1)
-    for look in (site_checks.rights, site_checks.room, site_checks.indexes):
-        check = look(Site(database=server))
-        assert not check.ok
-        assert check.exit_code == 4
+    check = site_checks.rights(Site(database=server))
+    assert not check.ok
+    assert check.exit_code == 4
+
+
+def test_programs_of_the_site_are_found_with_their_launchers(tmp_path, monkeypatch):
+    for name in ("srun", "pw.x"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    codes = {
+        "espresso": {"command": "srun -n 4 pw.x"},
+        "cp2k": {"command": "srun cp2k.psmp"},
+        "vasp": {"command": "vasp_std --flag"},
+        "gpaw": {"command": ""},
+    }
+    found, no_program, no_launcher = site_checks.programs(Site(codes=codes))
+    assert found.ok
+    assert str(tmp_path / "pw.x") in found.detail
+    assert no_program.detail == "cp2k.psmp not found"
+    assert no_launcher.detail == "vasp_std not found"
+    assert "module load" in no_launcher.hint
+
+
+def test_a_program_whose_libraries_are_missing_would_not_start(monkeypatch):
+    text = "\tlinux-vdso.so.1 (0x0)\n\tlibmkl.so => not found\n\tlibc.so.6 => /lib/libc.so.6\n"
+    monkeypatch.setattr(site_checks.subprocess, "run", answers(text))
+    (check,) = site_checks.programs(Site(codes={"a": {"command": "sh"}}))
+    assert not check.ok
+    assert check.detail == "sh does not start: libmkl.so not found"
 
 
 def answers(stdout, *, code=0):

@@ -80,6 +80,8 @@ def init(
     if chosen is None:
         output.note(f"Put your structure at {folder / 'structure.cif'}, or name another file.")
     output.note(f"Next: otf validate {folder / 'campaign.yaml'}")
+    if site in {SiteKind.SLURM, SiteKind.PBS, SiteKind.SGE}:
+        output.note(f"Then: otf doctor --queue-test --site {folder / 'site.yaml'}")
 
 
 def _refuse_overwriting(files: dict[Path, str], *, force: bool) -> None:

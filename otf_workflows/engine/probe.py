@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import shutil
 import socket
 import sys
@@ -47,16 +46,18 @@ def look_around(site: Site, role: Role, *, campaign: Campaign | None = None) -> 
     role
         Role of the worker.
     campaign
-        Look for the programs and data files of this campaign; else for those of the site file.
+        Look for the data files and the potential of this campaign as well.
     """
-    from otf_workflows.site_checks import gpu
+    from otf_workflows.site_checks import gpu, programs
 
     yield interpreter()
     yield job_modules()
     if site.engine is EngineKind.FIREWORKS:
         yield from _database(site)
     if role is Role.DFT:
-        yield from labeler(campaign, site) if campaign else programs(site)
+        if campaign is not None:
+            yield from labeler(campaign, site)
+        yield from programs(site)
         yield from scratch(site)
     if role in {Role.MD, Role.TRAIN}:
         name = campaign.potential if campaign else DEFAULT_POTENTIAL
@@ -85,32 +86,6 @@ def _database(site: Site) -> Iterator[Check]:
         "needs none (docs/how-to/compute_nodes_without_database.md)"
     )
     yield answer.model_copy(update={"hint": hint})
-
-
-def programs(site: Site) -> Iterator[Check]:
-    """Yield whether the programs of the site's DFT codes are found."""
-    for code, resources in site.codes.items():
-        words = shlex.split(resources.command)
-        if not words:
-            continue
-        missing = [word for word in dict.fromkeys((words[0], words[-1])) if not _found(word)]
-        name = f"program of '{code}'"
-        if not missing:
-            where = shutil.which(words[-1]) or words[-1]
-            yield Check(name=name, ok=True, detail=f"'{resources.command}' ({where})")
-            continue
-        yield Check(
-            name=name,
-            ok=False,
-            detail=f"{' and '.join(missing)} not found",
-            hint="add 'module load …' to environment of queues.dft, or give the whole path as "
-            f"command of codes.{code}",
-        )
-
-
-def _found(word: str) -> bool:
-    """Whether a word of a command is a program, or an option that is none of our business."""
-    return word.startswith("-") or shutil.which(word) is not None
 
 
 def scratch(site: Site) -> Iterator[Check]:

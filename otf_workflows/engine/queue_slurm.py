@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"}
-_RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _CAUSES = {
     "COMPLETED": None,
     "TIMEOUT": FailureCause.WALLTIME,
@@ -44,7 +43,9 @@ _CAUSES = {
     "PREEMPTED": FailureCause.KILLED,
     "REVOKED": FailureCause.KILLED,
 }
-"""State of an ended job → cause; other states leave it open."""
+"""State of an ended job → cause."""
+_ENDED = {*_CAUSES, "FAILED"}
+"""Whatever else Slurm may say, the job is somebody's business still: not lost, not replaced."""
 
 _TRANSIENT = re.compile(
     r"unable to contact|unable to establish|timed out|connection refused|connect failure|"
@@ -128,12 +129,10 @@ class Slurm:
 
 def _queue_job(line: str) -> QueueJob:
     job_id, word, reason, node, name = line.split("|", 4)
-    if word in _PENDING:
-        state = QueueJobState.PENDING
-    elif word in _RUNNING:
-        state = QueueJobState.RUNNING
-    else:
+    if word in _ENDED:
         state, reason = QueueJobState.ENDED, word
+    else:
+        state = QueueJobState.PENDING if word in _PENDING else QueueJobState.RUNNING
     return QueueJob(job_id, name, state, reason if reason != "None" else "", node or None)
 
 
@@ -146,7 +145,7 @@ def _fields(line: str) -> dict[str, str]:
 def _fate_of_record(record: Mapping[str, str]) -> Fate | None:
     """Return how a job ended; None if it has not."""
     state = record.get("JobState", "")
-    if state in _PENDING | _RUNNING or not state:
+    if state not in _ENDED:
         return None
     error_file = record.get("StdErr") if state == "FAILED" else None
     return fate(
@@ -220,7 +219,7 @@ def _accounted(done: subprocess.CompletedProcess[str]) -> dict[str, Fate]:
     hungry = {row[0].split(".")[0] for row in rows if row[1].startswith("OUT_OF_ME")}
     fates = {}
     for job_id, state, exit_code, node, elapsed in (row[:5] for row in rows):
-        if "." in job_id or not state or state in _PENDING | _RUNNING:
+        if "." in job_id or state.partition(" ")[0] not in _ENDED:
             continue
         fates[job_id] = fate(
             state,

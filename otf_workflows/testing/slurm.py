@@ -159,15 +159,19 @@ class LocalSlurm:
             raise ConfigurationError(
                 f"Slurm is not installed: {', '.join(missing)} not found.", hint=INSTALL
             )
-        if len(str(self.folder)) > LONGEST_FOLDER:
+        if len(str(self.folder)) > LONGEST_FOLDER or " " in str(self.folder):
             raise ConfigurationError(
-                "The path of the folder is too long for munge's socket.", where=str(self.folder)
+                "The path of the folder is too long, or has blanks, for Slurm and munge.",
+                where=str(self.folder),
+                hint=f"choose another one, of at most {LONGEST_FOLDER} characters",
             )
         if self.is_running():
             return False
         self._write_files()
+        # Its socket is for this user alone; munged wants it open for all unless it is forced.
         self._daemon(
-            "munged", f"--key-file={self.folder}/munge.key", f"--socket={self.folder}/munge.sock",
+            "munged", "--force",
+            f"--key-file={self.folder}/munge.key", f"--socket={self.folder}/munge.sock",
             f"--pid-file={self.folder}/munged.pid", f"--log-file={self.folder}/log/munged.log",
             f"--seed-file={self.folder}/munged.seed",
         )  # fmt: skip
@@ -242,9 +246,7 @@ class LocalSlurm:
     def _write_files(self) -> None:
         import pwd
 
-        # munged wants every folder above its socket open for entering, and no other user's.
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o755)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for part in ("state", "log", *(f"spool/{node}" for node in PARTITIONS.values())):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         if not (self.folder / "munge.key").exists():

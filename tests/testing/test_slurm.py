@@ -70,6 +70,13 @@ def test_missing_programs_are_named_with_the_command_that_installs_them(monkeypa
     assert "apt-get install" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["a blank", "x" * 80])
+def test_a_path_that_slurm_cannot_use_is_refused(slurm_programs, tmp_path, name):
+    with pytest.raises(ConfigurationError, match="too long, or has blanks"):
+        LocalSlurm(tmp_path / name).start()
+    assert not (tmp_path / name).exists()
+
+
 def test_a_cluster_by_hand_is_found_again_and_ended(slurm, capsys):
     assert module.main(["up", str(slurm.folder)]) == 0  # it is up: nothing is started twice
     assert "cpu1" in capsys.readouterr().out
