@@ -623,6 +623,43 @@ def test_jobs_of_this_machine_are_put_back_when_the_runner_ends(remote_site, eng
     assert not Path(f"/proc/{proof.read_text()}").exists()
 
 
+@pytest.mark.slow
+def test_a_killed_runner_is_replaced_and_nothing_runs_twice(remote_site, engine, tmp_path):
+    started = [tmp_path / f"started-{i}" for i in range(3)]
+    labels = [staged(nap(4.0, str(f)), Stage.LABEL, label_key=f.name) for f in started]
+    ended = staged(collect([label.output for label in labels]), Stage.GATHER)
+    engine.submit(Flow([*labels, ended]), **KEY)
+    command = [sys.executable, "-m", "otf_workflows.engine.remote.service", "--no-reconcile"]
+    command += ["--site", str(remote_site.source)]
+    with subprocess.Popen(command) as first:
+        wait_for(lambda: any(file.exists() for file in started))
+        first.kill()
+    with subprocess.Popen(command) as second:
+        try:
+            wait_for(lambda: engine.output(ended.uuid) == 3, seconds=300)
+        finally:
+            second.terminate()
+        assert second.wait(60) == 0
+    assert [len(file.read_text().splitlines()) for file in started] == [1, 1, 1]
+
+
+def test_jobflow_remotes_own_commands_read_our_project(remote_site, engine, drain):
+    from otf_workflows.engine.remote.project import surroundings
+
+    engine.submit(Flow([staged(report(), Stage.EXPLORE)]), **KEY)
+    drain()
+    code = "from jobflow_remote.cli.jf import app; app()"
+    told = subprocess.run(
+        [sys.executable, "-c", code, "job", "list"],
+        env={**os.environ, **surroundings(remote_site), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "report" in told.stdout
+    assert "COMPLETED" in told.stdout
+
+
 def test_a_second_runner_for_the_same_database_is_refused(remote_site, database, engine):
     from otf_workflows.engine.remote.service import ONLY_ONE, serve
 

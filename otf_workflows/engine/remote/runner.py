@@ -39,6 +39,8 @@ from otf_workflows.engine.routing import LATE, PRIORITIES
 from otf_workflows.types import FailureCause, Role, Stage
 
 if TYPE_CHECKING:
+    import threading
+
     from otf_workflows.engine.remote.engine import JobflowRemoteEngine
     from otf_workflows.settings import Site
 
@@ -81,8 +83,14 @@ class SiteRunner(Runner):
         self.job_controller = engine.controller
         self.gate = LabelGate(engine.database, engine.controller, engine.job_store)
 
-    def turn(self) -> None:
-        """Move every job on as far as it goes now, and take those that may start."""
+    def turn(self, stop: threading.Event | None = None) -> None:
+        """Move every job on as far as it goes now, and take those that may start.
+
+        Parameters
+        ----------
+        stop
+            Looked at between two steps: whoever sets it need not wait for the others.
+        """
         for step in (
             self.free_stale_locks,
             self.gate.renew,
@@ -92,6 +100,8 @@ class SiteRunner(Runner):
             self.checkout,
             self.advance,
         ):
+            if stop is not None and stop.is_set():
+                return
             try:
                 step()
             except Exception:  # the next turn comes soon, and the other steps must not wait
@@ -213,9 +223,15 @@ class SiteRunner(Runner):
 
     # Beginning and end
 
-    def free_stale_locks(self) -> None:
-        """Free documents that were locked by a process that is gone."""
-        before = (datetime.now(UTC) - STALE_LOCK).replace(tzinfo=None)
+    def free_stale_locks(self, patience: timedelta = STALE_LOCK) -> None:
+        """Free documents that were locked by a process that is gone.
+
+        Parameters
+        ----------
+        patience
+            How long a lock must have been held.
+        """
+        before = (datetime.now(UTC) - patience).replace(tzinfo=None)
         stale = {"lock_id": {"$ne": None}, "lock_time": {"$lt": before}}
         for collection in (self.job_controller.jobs, self.job_controller.flows):
             collection.update_many(stale, {"$set": {"lock_id": None, "lock_time": None}})

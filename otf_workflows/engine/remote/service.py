@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ def serve(
     with _the_runner(site) as runner:
         while not stop.is_set():
             turns += 1
-            runner.turn()
+            runner.turn(stop)
             if reconcile:
                 _log_all(_bring_forward(runner.engine))
             if time.monotonic() - recovered > RECOVERY_INTERVAL_S:
@@ -136,6 +137,8 @@ def _the_runner(site: Site) -> Iterator[SiteRunner]:
             )
         with claims.renewed(ONLY_ONE, by=me):
             runner = SiteRunner(engine)
+            # Nobody else is here to hold a lock: the one before us died with it.
+            runner.free_stale_locks(timedelta(0))
             runner.put_back_local(all_of_them=False)
             try:
                 yield runner
