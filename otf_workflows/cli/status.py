@@ -47,6 +47,9 @@ def status(
         _json(found)
     else:
         _show(found, in_full=campaign is not None)
+        if found and campaign is None and output.on_terminal():
+            for text in _around(here):
+                output.note(text)
     if fail_on and any(item.state in fail_on for item in found):
         raise typer.Exit(1)
 
@@ -98,15 +101,26 @@ def _watch(
             found = look(here, campaign)
     from rich.live import Live
 
-    with Live(_picture(found, campaign), console=output.console(), auto_refresh=False) as live:
+    with Live(picture(here, found, campaign), console=output.console(), auto_refresh=False) as live:
         while not all(item.state.terminal for item in found):
             time.sleep(REDRAW_S)
             found = look(here, campaign)
-            live.update(_picture(found, campaign), refresh=True)
+            live.update(picture(here, found, campaign), refresh=True)
     return found
 
 
-def _picture(found: list[CampaignProgress], campaign: str | None) -> RenderableType:
+def picture(here: Session, found: list[CampaignProgress], campaign: str | None) -> RenderableType:
+    """Return what ``--watch`` draws: one campaign, or all of them and what is around them."""
     if campaign is not None:
         return view.panel(found[0])
-    return output.rich_table(view.GLANCE, [view.glance_row(item) for item in found])
+    from rich.console import Group
+    from rich.text import Text
+
+    table = output.rich_table(view.GLANCE, [view.glance_row(item) for item in found])
+    return Group(table, Text("\n".join(_around(here))))
+
+
+def _around(here: Session) -> list[str]:
+    from otf_workflows.cli.glance import surroundings
+
+    return surroundings(here.site, here.store.database)

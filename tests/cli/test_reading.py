@@ -129,3 +129,22 @@ def test_an_export_can_be_of_one_split(otf, finished, site, tmp_path):
     path = tmp_path / "audit.extxyz"
     assert otf("export", finished, "-o", path, "--split", "audit").code == 0
     assert {atoms.info["purpose"] for atoms in read(path, ":")} == {"audit"}
+
+
+def test_the_terminal_shows_the_glance_of_the_dashboard(finished, site, store):
+    from rich.console import Console
+
+    from otf_workflows.cli.session import Session
+    from otf_workflows.cli.status import look, picture
+    from otf_workflows.testing.launchpad import synthetic_launchpad
+
+    synthetic_launchpad(store, finished)
+    here = Session(site_file=site.source)
+    console = Console(width=160, record=True)
+    console.print(picture(here, look(here, None), None))
+    shown = console.export_text()
+    assert finished in shown
+    assert "dft: 2 failed" in shown
+    assert "labels (scf)" in shown
+    assert "database     ✔ answers in" in shown
+    assert "batch queue" in shown

@@ -67,7 +67,7 @@ def glance(backend: Backend, *, since: datetime) -> Glance:
             n_more=n_more,
             roles=roles,
             news=news(database, since=since),
-            health=brief(backend, roles),
+            health=brief(backend.site, database, roles),
             happenings=happenings(database),
         )
 

@@ -113,7 +113,7 @@ def health(backend: Backend, roles: Mapping[str, Mapping[JobState, int]]) -> Hea
     with backend.reading() as database:
         present = workers(database)
         return Health(
-            checks=[*brief(backend, roles), _indexes(database), _disk(backend.site)],
+            checks=[*brief(backend.site, database, roles), _indexes(database), _disk(backend.site)],
             workers=present,
             batch=batch_jobs(database),
             collections=[(name, database[name].estimated_document_count()) for name in COLLECTIONS],
@@ -121,10 +121,21 @@ def health(backend: Backend, roles: Mapping[str, Mapping[JobState, int]]) -> Hea
         )
 
 
-def brief(backend: Backend, roles: Mapping[str, Mapping[JobState, int]]) -> list[Check]:
-    """Return the three checks that every visitor sees: database, workers, queue."""
-    with backend.reading() as database:
-        return [_answers(database), _workers(backend.site, database, roles), _queue(database)]
+def brief(
+    site: Site, database: Database[dict[str, Any]], roles: Mapping[str, Mapping[JobState, int]]
+) -> list[Check]:
+    """Return the three checks that every visitor sees: database, workers, queue.
+
+    Parameters
+    ----------
+    site
+        The site.
+    database
+        Its database.
+    roles
+        Jobs by role and state.
+    """
+    return [_answers(database), _workers(site, database, roles), _queue(database)]
 
 
 def _answers(database: Database[dict[str, Any]]) -> Check:

@@ -95,6 +95,15 @@ def news(database: Database[dict[str, Any]], *, since: datetime) -> News:
     )
 
 
+def causes_since(database: Database[dict[str, Any]], *, since: datetime) -> dict[str, int]:
+    """Return how many labels failed after a moment, by cause."""
+    failed = {"state": str(LabelState.FAILED), "updated": {"$gt": since}}
+    groups = database.otf_labels.aggregate(
+        [{"$match": failed}, {"$group": {"_id": "$cause", "n": {"$sum": 1}}}]
+    )
+    return {str(group["_id"] or "unknown"): group["n"] for group in groups}
+
+
 def happenings(database: Database[dict[str, Any]], *, limit: int = 8) -> list[Happening]:
     """Return the newest events."""
     found = database.otf_events.find({}, {"_id": 0}).sort("when", -1).limit(limit)
