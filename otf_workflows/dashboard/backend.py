@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request  # noqa: TC002  FastAPI reads it at run time
 
 from otf_workflows.dashboard.queries.glance import ProgressCache
+from otf_workflows.dashboard.queries.labels import OverviewCache
 from otf_workflows.dashboard.queries.reader import jobs_reader
 from otf_workflows.errors import DatabaseError
 from otf_workflows.store import Store
@@ -38,6 +39,7 @@ class Backend:
         self._database: Database[dict[str, Any]] | None = None
         self._engine: Engine | None = None
         self.progress = ProgressCache()
+        self.label_overviews = OverviewCache()
 
     @property
     def database(self) -> Database[dict[str, Any]]:

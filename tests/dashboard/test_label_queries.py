@@ -4,11 +4,13 @@ from datetime import timedelta
 
 import pytest
 
+from otf_workflows.dashboard.queries import labels
 from otf_workflows.dashboard.queries.indexes import ensure_indexes, missing_indexes
 from otf_workflows.dashboard.queries.label_detail import label_detail, settings
 from otf_workflows.dashboard.queries.label_filter import LabelFilter, moment
 from otf_workflows.dashboard.queries.labels import (
     ADVICE,
+    OverviewCache,
     cause_groups,
     failed_keys,
     label_counts,
@@ -121,14 +123,14 @@ def everything(store, chosen, **options):
 
 
 def test_pages_together_hold_every_label_once(store):
-    labels = store.database.otf_labels
-    labels.update_many({}, {"$set": {"updated": now().replace(microsecond=0)}})
-    some = labels.find({}, {"key": 1}).limit(20)
+    collection = store.database.otf_labels
+    collection.update_many({}, {"$set": {"updated": now().replace(microsecond=0)}})
+    some = collection.find({}, {"key": 1}).limit(20)
     for i, label in enumerate(some):
         later = {"updated": now() + timedelta(seconds=i // 2)}
-        labels.update_one({"key": label["key"]}, {"$set": later})
+        collection.update_one({"key": label["key"]}, {"$set": later})
     rows = everything(store, LabelFilter(), limit=7)
-    assert len(rows) == labels.count_documents({})
+    assert len(rows) == collection.count_documents({})
     assert len({row.key for row in rows}) == len(rows)
     assert [row.updated for row in rows] == sorted((r.updated for r in rows), reverse=True)
 
@@ -174,6 +176,27 @@ def test_failures_are_grouped_by_cause_with_their_newest_label(store):
     assert set(failed_keys(store, chosen, limit=10)) == {
         row.key for row in everything(store, chosen.failed())
     }
+
+
+def test_an_overview_is_remembered_until_a_label_changes(store, monkeypatch):
+    asked = []
+
+    def count(*words):
+        asked.append(words)
+        return label_counts(*words)
+
+    monkeypatch.setattr(labels, "label_counts", count)
+    cache, chosen = OverviewCache(), LabelFilter()
+    first = cache.of(store, chosen)
+    assert cache.of(store, LabelFilter()) == first
+    assert len(asked) == 1
+    store.reset_label(failed_keys(store, chosen, limit=1)[0])
+    second = cache.of(store, chosen)
+    assert second.counts.states[LabelState.PENDING] == 1
+    assert second.counts.states[LabelState.FAILED] == first.counts.states[LabelState.FAILED] - 1
+    monkeypatch.setattr(labels, "FRESH_S", 0.0)
+    assert cache.of(store, chosen) == second
+    assert len(asked) == 3
 
 
 def test_every_cause_has_advice():

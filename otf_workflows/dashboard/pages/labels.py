@@ -40,8 +40,7 @@ Chosen = Annotated[LabelFilter, Depends(chosen_labels)]
 def list_labels(request: Request, here: Here, chosen: Chosen, before: str = "") -> Response:
     """List labels, with the failures grouped by cause."""
     with here.reading():
-        counts = lists.label_counts(here.store, chosen)
-        groups = () if before else lists.cause_groups(here.store, chosen, counts)
+        overview = here.label_overviews.of(here.store, chosen)
         shown = lists.label_page(here.store, chosen, before=before or None)
         campaigns = sorted(c.name for c in here.store.campaigns())
     return page(
@@ -49,8 +48,8 @@ def list_labels(request: Request, here: Here, chosen: Chosen, before: str = "") 
         "labels.html.jinja",
         section="labels",
         chosen=chosen,
-        counts=counts,
-        groups=groups,
+        counts=overview.counts,
+        groups=() if before else overview.groups,
         shown=shown,
         campaigns=campaigns,
         states=list(LabelState),

@@ -6,6 +6,8 @@ costs as much as the first.
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 PAGE = 50
 """Labels on one page."""
+FRESH_S = 20.0
+"""How long an overview is believed (s)."""
+MOST_KEPT = 100
+"""Overviews remembered at once."""
 
 ADVICE = {
     FailureCause.SCF: "A smaller mixing_beta or more steps often help; metals need smearing in "
@@ -144,6 +150,43 @@ class CauseGroup:
     n: int
     newest: LabelRow
     advice: str
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What stands above a list: how many there are, and why some failed."""
+
+    counts: LabelCounts
+    groups: tuple[CauseGroup, ...]
+
+
+class OverviewCache:
+    """Remembers overviews until a label changes; counting 100,000 labels takes a while.
+
+    A label that another campaign asks for as well does not count as changed, so that what is
+    remembered is also forgotten after :data:`FRESH_S`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[LabelFilter, tuple[object, float, Overview]] = {}
+
+    def of(self, store: Store, chosen: LabelFilter) -> Overview:
+        """Return counts and groups of the labels that match, whatever their state."""
+        labels = store.database.otf_labels
+        newest = labels.find_one({}, {"updated": 1}, sort=[("updated", -1)])
+        stamp = (repr(newest), labels.estimated_document_count())
+        with self._lock:
+            kept = self._kept.get(chosen)
+        if kept and kept[0] == stamp and time.monotonic() - kept[1] < FRESH_S:
+            return kept[2]
+        counts = label_counts(store, chosen)
+        made = Overview(counts, cause_groups(store, chosen, counts))
+        with self._lock:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[chosen] = (stamp, time.monotonic(), made)
+        return made
 
 
 def label_page(
