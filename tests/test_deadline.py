@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import jobflow
 import pytest
-from jobflow import Flow
 
 from otf_workflows import control
 from otf_workflows.campaign import Campaign, Quorum, SelectionRules
 from otf_workflows.deadline import is_past
 from otf_workflows.engine.base import RELABEL
-from otf_workflows.engine.worker import Worker
-from otf_workflows.jobs.gather import gather
-from otf_workflows.jobs.select import select
 from otf_workflows.ledger import draw_dataset
 from otf_workflows.reconcile import reconcile
-from otf_workflows.schemas import CycleDocument, Frame, Selection, WalkerSegment, now
+from otf_workflows.schemas import Frame, Selection, now
 from otf_workflows.store import Store
-from otf_workflows.types import CycleState, LabelState, Role, Stage, StopReason
+from otf_workflows.testing.labelling import ask_for_labels, walker_that_met, workers_here
+from otf_workflows.types import LabelState, Role, Stage
 
 CELL = [[3.6, 0, 0], [0, 3.6, 0], [0, 0, 3.6]]
 N_LABELS = 5
@@ -55,23 +51,8 @@ def test_the_quorum_is_a_share_of_what_is_wanted(n_in, enough):
 # -- on real FireWorks -----------------------------------------------------------------------------
 
 
-def frame(x, **fields):
-    return Frame(numbers=[29, 29], cell_A=CELL, positions_A=[[x, 0, 0], [1.8] * 3], **fields)
-
-
-def segment():
-    """A walker that met some frames to label."""
-    met = [
-        frame(0.02 * i, sigma_eV_A=0.5 + 0.01 * i, features=[float(i), float(i * i)])
-        for i in range(1, N_LABELS + 1)
-    ]
-    for i, item in enumerate(met):
-        item.origin.walker, item.origin.step = 0, i
-    return WalkerSegment(
-        walker=0, temperature_K=300, model_id="toy-lj", first_step=0, n_steps=10, n_steps_run=10,
-        n_checked=5, n_above=5, stop_reason=StopReason.COMPLETED, candidates=met[1:], pool=met[:1],
-        seconds=0.1,
-    )  # fmt: skip
+def frame(x):
+    return Frame(numbers=[29, 29], cell_A=CELL, positions_A=[[x, 0, 0], [1.8] * 3])
 
 
 @pytest.fixture
@@ -94,20 +75,10 @@ def store(database):
 
 
 @pytest.fixture
-def workers(site, monkeypatch):
-    """Turns of workers of a role, one job each; returns how many found one."""
-    monkeypatch.setattr(jobflow.SETTINGS, "JOB_STORE", jobflow.SETTINGS.JOB_STORE)
-    made = {role: Worker(site, role, reconcile=False) for role in (Role.CONTROL, Role.DFT)}
-
-    def run(role, most=100):
-        done = 0
-        while done < most and made[role].run_one():
-            done += 1
-        return done
-
-    yield run
-    for worker in made.values():
-        worker.engine.close()
+def workers(site):
+    """Let a worker take jobs of a role; returns how many it found."""
+    with workers_here(site, Role.CONTROL, Role.DFT) as run:
+        yield run
 
 
 @pytest.fixture
@@ -128,16 +99,10 @@ def computed(monkeypatch):
 @pytest.fixture
 def batch(campaign, store, engine, workers):
     """The output of gather, of a cycle whose labels are waiting for a worker."""
-    control.submit(campaign, store)
-    store.open_cycle(
-        CycleDocument(campaign="c", cycle=0, state=CycleState.RUNNING, incumbent_id="toy-lj")
-    )
-    chosen = select([segment()], [], campaign=campaign, cycle=0)
-    batch = gather(chosen.output, campaign=campaign, cycle=0)
-    ids = engine.submit(Flow([chosen, batch]), campaign="c", cycle=0, kind="cycle")
-    store.set_cycle("c", 0, engine_ids=ids)
+    walker = walker_that_met([frame(0.02 * i) for i in range(1, N_LABELS + 1)])
+    uuid = ask_for_labels(campaign, walker, store, engine)
     assert workers(Role.CONTROL) == 1
-    return batch.uuid
+    return uuid
 
 
 def late_by(store, hours):

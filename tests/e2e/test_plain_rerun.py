@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 
-import jobflow
 import pytest
 
 from otf_workflows import control
@@ -18,10 +17,10 @@ from otf_workflows.campaign import (
     SelectionRules,
 )
 from otf_workflows.engine.routing import HELPER
-from otf_workflows.engine.worker import Worker
 from otf_workflows.reconcile import reconcile
 from otf_workflows.schemas import Frame
 from otf_workflows.store import Store
+from otf_workflows.testing.labelling import workers_here
 from otf_workflows.training.finetune import Finetuned
 from otf_workflows.types import LabelState, Role
 
@@ -68,7 +67,7 @@ def done(monkeypatch):
 
     def untrained(parent, labels, **_rules):
         """Return the parent: training needs torch."""
-        return Finetuned(parent, [], Alignment.model_construct(), [], 0.0)
+        return Finetuned(parent, [], Alignment.model_construct(sentences=[]), [], 0.0)
 
     label = AseLabeler.label
     monkeypatch.setattr(
@@ -82,20 +81,10 @@ def done(monkeypatch):
 
 
 @pytest.fixture
-def drain(site, monkeypatch):
+def drain(site):
     """Run all jobs in this process."""
-    monkeypatch.setattr(jobflow.SETTINGS, "JOB_STORE", jobflow.SETTINGS.JOB_STORE)
-    workers = {role: Worker(site, role, reconcile=False) for role in Role}
-
-    def run(*roles):
-        ran = 0
-        while n := sum(workers[role].run_one() for role in roles or tuple(Role)):
-            ran += n
-        return ran
-
-    yield run
-    for worker in workers.values():
-        worker.engine.close()
+    with workers_here(site) as run:
+        yield run
 
 
 @pytest.fixture
