@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -132,6 +133,7 @@ def test_every_job_runs_on_a_worker_of_its_role_dynamic_ones_too(engine, drain):
         assert job.state is JobState.DONE
         assert job.worker == job.role
         assert f"/jobs/{job.role}/" in job.directory
+        assert job.host == socket.gethostname()
         assert job.started <= job.finished
     labels = [job for job in jobs if job.stage is Stage.LABEL]
     assert sorted(job.label_key for job in labels) == ["a", "b"]
@@ -502,6 +504,27 @@ def test_a_label_that_another_job_computes_is_waited_for(begin, runner, drain, c
     assert sorted(computed) == sorted(keys)
 
 
+def test_the_claim_of_a_job_that_is_held_is_taken_over(begin, runner, drain, computed):
+    engine = runner.engine
+    begin("one")
+    begin("two")
+    dft_places(runner, 0)
+    drain()
+    claims = Claims(engine.database)
+    for job in engine.jobs(campaign="one"):
+        if job.label_key:  # as if each had been on its way and had been put back
+            assert claims.take(job.label_key, by=job.uuid, seconds=3600)
+    engine.pause("one")
+    dft_places(runner, 2)
+    drain()
+    assert len(computed) == N_LABELS
+    assert {str(j.state) for j in engine.jobs(campaign="two")} == {"done"}
+    engine.resume("one")
+    drain()
+    assert len(computed) == N_LABELS
+    assert {str(j.state) for j in engine.jobs(campaign="one")} == {"done"}
+
+
 def dft_places(runner, count):
     """Let so many labels be on their way."""
     runner.site.workers[Role.DFT] = runner.site.workers[Role.DFT].model_copy(
@@ -686,7 +709,11 @@ def batch_engine(slurm, remote_site, tmp_path):
     blind.write_text(yaml.safe_dump({"database": nowhere, "state_dir": str(tmp_path / "node")}))
     small = {"memory_MiB": 2000, "walltime_s": 600}
     document = yaml.safe_load(remote_site.source.read_text()) | {
-        "queues": {"dft": {"partition": "dft", **small}, "md": {"partition": "gpu", **small}},
+        "queues": {
+            "dft": {"partition": "dft", **small},
+            "md": {"partition": "gpu", **small},
+            "train": {"partition": "gpu", "directives": ["#SBATCH --hold"], **small},
+        },
         "remote": {"poll_s": 0.5, "site_file": str(blind)},
     }
     remote_site.source.write_text(yaml.safe_dump(document))
@@ -727,3 +754,30 @@ def test_a_real_slurm_computes_labels_on_nodes_without_database_and_a_cancelled_
     assert len(started.read_text().splitlines()) == 2
     script = (Path(labels[0].directory) / "submit.sh").read_text()
     assert "#SBATCH --partition=dft" in script
+
+
+@pytest.mark.slow
+def test_jobs_that_wait_in_the_queue_leave_it_on_a_pause_and_a_stop(batch_engine):
+    from otf_workflows.engine.remote.runner import SiteRunner
+
+    engine = batch_engine
+    engine.submit(Flow([staged(report(), Stage.FINETUNE)]), **KEY)
+    runner = SiteRunner(engine)
+
+    def queued():
+        listed = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True)
+        return len(listed.stdout.splitlines())
+
+    def state():
+        runner.turn()
+        return str(engine.jobs(campaign="c")[0].state)
+
+    assert (state(), queued()) == ("ready", 1)
+    engine.pause("c")
+    wait_for(lambda: (state(), queued()) == ("paused", 0))
+    engine.resume("c")
+    wait_for(lambda: (state(), queued()) == ("ready", 1))
+    engine.cancel("c")
+    wait_for(lambda: (state(), queued()) == ("failed", 0))
+    assert "given up" in engine.jobs(campaign="c")[0].failure["message"]
+    runner.close()

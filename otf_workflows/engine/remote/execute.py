@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import socket
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def execute(folder: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if has_ended(folder):
             return False
-        with _noting_failures():
+        with _telling_more():
             run_remote_job(folder)
     return True
 
@@ -55,18 +56,23 @@ def has_ended(folder: Path) -> bool:
 
 
 @contextmanager
-def _noting_failures() -> Iterator[None]:
-    """Put the data of our errors under the traceback, which is all that jobflow-remote keeps."""
+def _telling_more() -> Iterator[None]:
+    """Tell the host, and put the data of our errors under the traceback.
+
+    A traceback is all that jobflow-remote keeps of a failure.
+    """
     from jobflow import Job
 
     original = Job.run
 
     def run(job: Job, *args: Any, **kwargs: Any) -> Any:
         try:
-            return original(job, *args, **kwargs)
+            response = original(job, *args, **kwargs)
         except OtfError as error:
             error.add_note(note(error))
             raise
+        response.stored_data = {**(response.stored_data or {}), "host": socket.gethostname()}
+        return response
 
     with patch.object(Job, "run", run):
         yield

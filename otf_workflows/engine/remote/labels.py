@@ -15,7 +15,7 @@ from otf_workflows.claims import COLLECTION, OF_THE_MACHINE, Claims
 from otf_workflows.engine.remote.failures import MARK, failure_of
 from otf_workflows.engine.remote.records import ACTIVE, is_helper
 from otf_workflows.errors import NotFoundError
-from otf_workflows.types import FailureCause, LabelState
+from otf_workflows.types import LabelState
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -103,16 +103,16 @@ class LabelGate:
                 self.claims.take(key_of(document), by=document["uuid"], seconds=LEASE_S)
 
     def settle(self, document: dict[str, Any]) -> None:
-        """Settle the claim of a label job that has failed; nothing to do for others.
+        """Settle the claim of a label job that is not on its way (any more).
 
         A claim of a label that is done stays: its result is what everybody finds.
         """
-        if document["state"] not in {"FAILED", "USER_STOPPED"}:
+        if document["state"] in {*ACTIVE, "COMPLETED", "REMOTE_ERROR"}:
             return
         key, by = key_of(document), document["uuid"]
-        failure = failure_of(document)
+        failure = failure_of(document) if document["state"] == "FAILED" else {}
         cause = failure.get("cause")
-        if document["state"] != "FAILED" or cause is None or cause in OF_THE_MACHINE:
+        if cause is None or cause in OF_THE_MACHINE:
             self.claims.release(key, by=by)
         else:
             self.claims.fail(key, by=by, failure=failure)
@@ -174,11 +174,6 @@ class LabelGate:
 def key_of(document: dict[str, Any]) -> str:
     """Return the content hash that a label job computes."""
     return document["job"]["metadata"]["label_key"]
-
-
-def cause_of(document: dict[str, Any]) -> FailureCause:
-    """Return the class of a failed job's failure."""
-    return FailureCause(failure_of(document).get("cause") or FailureCause.UNKNOWN)
 
 
 def _now() -> Any:

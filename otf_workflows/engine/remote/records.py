@@ -49,6 +49,7 @@ FIELDS = [
     "error",
     "remote.error",
     "remote.queue_err",
+    "stored_data",
     "job.name",
     "job.metadata",
 ]
@@ -81,6 +82,7 @@ def job_record(document: dict[str, Any]) -> JobRecord:
         kind=metadata["kind"],
         label_key=None if helper else metadata.get("label_key"),
         worker=document["worker"] if taken else None,
+        host=(document.get("stored_data") or {}).get("host"),
         directory=document.get("run_dir"),
         started=utc(began),
         finished=utc(document.get("end_time")),

@@ -1,8 +1,8 @@
 """The runner: the one process that moves jobs between the database and where they run.
 
-It is jobflow-remote's runner with five things of ours: jobs are routed by role when they are
-taken; no label leaves that is known or on its way; jobs that vanished run again by policy; jobs of
-this machine end with it; and the loop (:mod:`otf_workflows.reconcile`) is called after every turn.
+It is jobflow-remote's runner with a few things of ours: jobs are routed by role when they are
+taken; no label leaves that is known or on its way; jobs that vanished run again by policy; held
+campaigns leave the batch queues; and jobs of this machine end with it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from jobflow_remote.config.base import LogLevel
 from jobflow_remote.jobs.data import get_reset_job_base_dict
 from jobflow_remote.jobs.runner import Runner
 from jobflow_remote.remote.data import get_local_data_path
+from qtoolkit.core.data_objects import QState
 
 from otf_workflows.engine.base import RELABEL
+from otf_workflows.engine.launchpad import HOLDS
 from otf_workflows.engine.remote.execute import RESULT, has_ended
 from otf_workflows.engine.remote.failures import cause_of_loss
 from otf_workflows.engine.remote.labels import LabelGate, Turn
@@ -55,6 +57,9 @@ STALE_LOCK = timedelta(seconds=120)
 
 _STATES = ["CHECKED_OUT", "UPLOADED", "RUN_FINISHED", "DOWNLOADED"]
 """States from which a turn moves jobs on."""
+_QUEUED = {QState.QUEUED, QState.QUEUED_HELD}
+_HELD = {"paused": "PAUSED", "cancelled": "USER_STOPPED"}
+"""What a person's hold makes of a job that has not started."""
 _LIGHT = ["db_id", "uuid", "job.name", "job.metadata", "created_on"]
 
 
@@ -97,6 +102,7 @@ class SiteRunner(Runner):
             self.check_run_status,
             self.advance,
             self.settle_errors,
+            self.withdraw_held,
             self.checkout,
             self.advance,
         ):
@@ -158,6 +164,27 @@ class SiteRunner(Runner):
             {"$set": {"worker": str(role), "resources": resources}},
         )
         return self.job_controller.checkout_job({"db_id": db_id}) is not None
+
+    def withdraw_held(self) -> None:
+        """Take jobs of held campaigns out of the batch queues if they have not started there."""
+        jobs = self.job_controller.jobs
+        holds = {hold["_id"]: hold["state"] for hold in self.engine.database[HOLDS].find()}
+        for role in self.site.queues if holds else ():
+            waiting = {"$in": list(holds)}
+            query = {"worker": role, "state": "SUBMITTED", "job.metadata.campaign": waiting}
+            found = {d["remote"]["process_id"]: d for d in jobs.find(query)}
+            queue = self.get_queue_manager(role)
+            for listed in queue.get_jobs_list(jobs=list(found)) if found else ():
+                document = found.get(listed.job_id)
+                if document is None or listed.state not in _QUEUED:
+                    continue
+                queue.cancel(listed.job_id)
+                state = _HELD[holds[document["job"]["metadata"]["campaign"]]]
+                update = _back(document, counts=False)
+                update["$set"]["state"] = state
+                jobs.update_one({"db_id": document["db_id"], "state": "SUBMITTED"}, update)
+                if is_label(document):
+                    self.gate.settle({**document, "state": state})
 
     # What became of them
 
