@@ -124,7 +124,8 @@ class QueueJobs:
     def ensure_indexes(self) -> None:
         """Create keys and indexes; safe to call at any time."""
         self._jobs.create_index("token", unique=True)
-        self._jobs.create_index([("home", 1), ("role", 1), ("state", 1)])
+        self._jobs.create_index([("home", 1), ("role", 1), ("state", 1), ("ended", -1)])
+        self._jobs.create_index([("home", 1), ("role", 1), ("created", -1)])
 
     # Reading
 

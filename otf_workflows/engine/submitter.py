@@ -89,12 +89,12 @@ class Submitter:
         open_ = self._jobs.open(self._home, self._role)
         sentences = self._withdraw_held(open_, held)
         room = self._queue.max_jobs - len(open_)
-        if room <= 0 or self._pause.waiting or self._is_stillborn():
+        if room <= 0 or self._pause.waiting:
             return sentences
         mine: dict[str, Any] = {f"spec.{CATEGORY}": str(self._role)}
         ready = {**mine, "state": "READY", "spec.campaign": {"$nin": held}}
         n_ready = self._pad.fireworks.count_documents(ready)
-        if n_ready == 0:
+        if n_ready == 0 or self._is_stillborn():
             return sentences
         try:
             special = self._incidents.special()

@@ -1,5 +1,6 @@
 """A worker inside a batch job: what it does at the warning, and what it leaves to the launcher."""
 
+import json
 import os
 import signal
 import subprocess
@@ -255,3 +256,67 @@ def test_workers_side_by_side_share_a_batch_job_and_its_signals(tmp_path, monkey
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def walker(steps=1500):
+    """An explore job of toy copper, some seconds long."""
+    from ase.build import bulk
+
+    from otf_workflows.campaign import Exploration
+    from otf_workflows.jobs.explore import explore
+    from otf_workflows.schemas import Calibration, Frame, Origin
+
+    made = explore(
+        Frame.from_atoms(bulk("Cu", a=3.62, cubic=True)),
+        walker=0,
+        temperature_K=300.0,
+        potential="toy-lj",
+        weights=None,
+        calibration=Calibration(),
+        rules=Exploration(temperatures_K=[300], steps_per_cycle=steps, check_every=50),
+        tolerance_eV_A=0.5,
+        seed=3,
+        n_pool=4,
+        checkpoint=None,
+        origin=Origin(campaign="c", cycle=0),
+    )
+    made.name = "walker"
+    return made
+
+
+@pytest.mark.slow
+def test_md_warned_of_its_end_goes_on_in_the_next_batch_job_to_the_same_bits(
+    queued, engine, book, monkeypatch
+):
+    import jobflow
+
+    interrupted, whole = walker(), walker()
+    engine.submit(Flow([interrupted]), **KEY)
+    job = BatchJob(token=new_token(), home="h", role=Role.MD, folder="/nowhere", walltime_s=600.0)
+    book.add(job)
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "otf_workflows.engine.worker", "--role", "md",
+            "--site", str(queued.source), "--token", job.token, "--walltime", "600",
+        ]
+    )  # fmt: skip
+    saved = queued.resolved_state_dir / "scratch" / interrupted.uuid / "state.json"
+    deadline = time.monotonic() + 120
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(batch_module.WARNING_SIGNAL)
+    assert process.wait(60) == 0
+    assert the_job(engine).state == "ready"
+    assert 0 < json.loads(saved.read_text())["n_steps_run"] < 1500
+    assert book.get(job.token).said == "told to end"
+
+    monkeypatch.setattr(jobflow.SETTINGS, "JOB_STORE", jobflow.SETTINGS.JOB_STORE)
+    engine.submit(Flow([whole]), **{**KEY, "cycle": 1})
+    second = Worker(queued, Role.MD, reconcile=False)
+    while second.run_one():
+        pass
+    second.engine.close()
+    first, other = (engine.output(job.uuid) for job in (interrupted, whole))
+    assert first.n_steps_run == other.n_steps_run == 1500
+    assert first.blob == other.blob
+    assert first.sigmas_eV_A == other.sigmas_eV_A
