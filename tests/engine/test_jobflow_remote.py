@@ -263,6 +263,19 @@ def test_what_waits_for_a_label_goes_on_without_it(engine, runner, drain):
     assert engine.let_go([job.engine_id]) == []
 
 
+def test_a_label_given_up_by_hand_can_be_let_go(engine, drain, database):
+    late = staged(report(), Stage.LABEL, label_key="late")
+    ended = staged(collect([late.output]), Stage.GATHER)
+    engine.submit(Flow([late, ended]), **KEY)
+    database.jf_jobs.update_one({"job.name": "report"}, {"$set": {"state": "USER_STOPPED"}})
+    drain()
+    (job,) = [job for job in engine.jobs(campaign="c") if job.label_key]
+    assert (job.state, job.started) == (JobState.FAILED, None)
+    assert engine.let_go([job.engine_id]) == [job.engine_id]
+    drain()
+    assert engine.output(ended.uuid) == 0
+
+
 def test_a_workflow_added_half_way_does_not_count_and_is_removed(engine, database):
     flow, _ = cycle()
     engine.submit(flow, **KEY)

@@ -31,7 +31,7 @@ PATIENCE = timedelta(seconds=30)
 LOCK_WAIT_S = 60
 """How long to wait for the runner to let go of a workflow (s)."""
 
-_ENDED = {"COMPLETED", "FAILED", "USER_STOPPED", "STOPPED"}
+_ENDED = {"COMPLETED", "FAILED"}
 _FAILED = {"FAILED", "REMOTE_ERROR"}
 
 
