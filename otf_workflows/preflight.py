@@ -140,6 +140,21 @@ def budget(campaign: Campaign) -> Check:
     )
 
 
+def cutoff(campaign: Campaign) -> Check:
+    """Say whether the recipe's cut-off is one that the pseudopotentials suggest."""
+    from otf_workflows.cutoff_check import advice
+    from otf_workflows.labelers import parse_recipe
+
+    name = "cut-off"
+    try:
+        found = advice(parse_recipe(campaign.labels), campaign.structure.numbers)
+    except OtfError as error:
+        # What is missing fails the check of the labeler; there is nothing to say on top.
+        return Check(name=name, ok=True, detail=f"not looked at: {error.what}")
+    detail, hint = found or ("this code has none that can be checked", None)
+    return Check(name=name, ok=True, detail=detail, hint=hint)
+
+
 def labeler(campaign: Campaign, site: Site, *, here: bool = True) -> list[Check]:
     """Check programs and data files of the DFT code on this machine.
 
@@ -332,7 +347,7 @@ def all_checks(
     wait_s
         How long to wait for these jobs (s).
     """
-    from otf_workflows import site_checks
+    from otf_workflows import database_checks, site_checks
     from otf_workflows.engine.queue_checks import acceptance, test_jobs
     from otf_workflows.engine.remote.checks import engine_checks
 
@@ -348,13 +363,14 @@ def all_checks(
         yield answer
         if answer.ok:
             yield from _of_the_database(site)
-        yield site_checks.tls(site)
+        yield database_checks.tls(site, answers=answer.ok)
     else:
         yield Check(name="database", ok=True, detail="not started; 'otf up' or 'otf run' does it")
     yield job_modules()
     here = Role.DFT not in site.queues
     if campaign is not None:
         yield budget(campaign)
+        yield cutoff(campaign)
         yield from labeler(campaign, site, here=here)
     if here:
         yield from site_checks.programs(site)
@@ -370,12 +386,12 @@ def all_checks(
 
 def _of_the_database(site: Site) -> Iterator[Check]:
     """Yield what is looked at in a database that answers."""
-    from otf_workflows import site_checks
+    from otf_workflows import database_checks
 
-    yield site_checks.rights(site)
-    yield site_checks.indexes(site)
+    yield database_checks.rights(site)
+    yield database_checks.indexes(site)
     yield job_store(site)
-    yield site_checks.room(site)
+    yield database_checks.room(site)
     yield clock(site)
 
 

@@ -1,13 +1,11 @@
-"""What `otf doctor` says of files, rights, room and encryption."""
+"""What `otf doctor` says of files, programs and GPUs."""
 
 import subprocess
 
 import pytest
 
 from otf_workflows import site_checks
-from otf_workflows.connection import connect
-from otf_workflows.settings import DatabaseSettings, Site, load_site
-from otf_workflows.store import Store
+from otf_workflows.settings import Site, load_site
 
 
 @pytest.fixture
@@ -65,88 +63,6 @@ def test_a_variable_that_names_nothing_is_a_failure(home, monkeypatch, variable)
     monkeypatch.setenv(variable, str(home / "nowhere.yaml"))
     failed = [check for check in site_checks.foreign_files() if not check.ok]
     assert [check.hint for check in failed] == [f"unset {variable}"]
-
-
-@pytest.mark.parametrize(
-    ("database", "words", "advice"),
-    [
-        ({"mode": "embedded"}, "on this machine", False),
-        ({"mode": "server", "host": "::1"}, "on this machine", False),
-        ({"mode": "server", "host": "m.example.org", "tls": True}, "TLS", False),
-        ({"mode": "server", "host": "m.example.org"}, "in the clear", True),
-    ],
-)
-def test_data_in_the_clear_are_told(database, words, advice):
-    check = site_checks.tls(Site(database=DatabaseSettings(**database)))
-    assert check.ok
-    assert words in check.detail
-    assert bool(check.hint) is advice
-
-
-def test_a_user_with_read_and_write_rights_is_enough(site):
-    check = site_checks.rights(site)
-    assert check.ok, check
-    assert check.hint is None
-    assert f"may read and write '{site.database.name}'" in check.detail
-
-
-@pytest.fixture
-def as_role(site, mongod):
-    """The site, with another role for its user."""
-
-    def change(*roles):
-        with mongod.admin_client() as client:
-            user = site.database.username
-            client.admin.command("updateUser", user, roles=list(roles))
-        return site
-
-    return change
-
-
-def test_a_user_who_may_only_read_is_told_what_is_missing(as_role):
-    site = as_role({"role": "read", "db": "otf"})
-    site = as_role({"role": "read", "db": site.database.name})
-    check = site_checks.rights(site)
-    assert not check.ok
-    assert "may not createIndex, insert, remove, update" in check.detail
-    assert "db.grantRolesToUser" in check.hint
-    assert check.exit_code == 4
-
-
-def test_a_user_who_may_do_more_than_needed_is_told_so(as_role):
-    check = site_checks.rights(as_role({"role": "root", "db": "admin"}))
-    assert check.ok
-    assert "more than it needs: root on admin" in check.detail
-
-
-def test_room_and_use_of_the_database_are_told(site, database, monkeypatch):
-    assert site_checks.room(site).detail == "0 MB used, GridFS holds 0 MB"
-    database.otf_events.insert_one({"what": "something"})
-    check = site_checks.room(site)
-    assert check.ok
-    assert "GridFS holds 0 MB" in check.detail
-    assert "are free on the server" in check.detail
-    monkeypatch.setattr(site_checks, "MIN_DATABASE_BYTES", 10**18)
-    check = site_checks.room(site)
-    assert not check.ok
-    assert "free some disk" in check.hint
-
-
-def test_missing_indexes_matter_once_there_is_a_campaign(site, database):
-    assert site_checks.indexes(site).detail == "made at the first submit"
-    database.otf_campaigns.insert_one({"name": "a"})
-    check = site_checks.indexes(site)
-    assert not check.ok
-    assert "otf_labels" in check.detail
-    Store(connect(site)).ensure_indexes()
-    assert site_checks.indexes(site).detail == "all there"
-
-
-def test_a_database_that_is_gone_is_a_failure_of_the_check():
-    server = DatabaseSettings(mode="server", host="127.0.0.1", port=1)
-    check = site_checks.rights(Site(database=server))
-    assert not check.ok
-    assert check.exit_code == 4
 
 
 def test_programs_of_the_site_are_found_with_their_launchers(tmp_path, monkeypatch):

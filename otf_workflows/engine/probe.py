@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otf_workflows import __version__
+from otf_workflows.errors import OtfError
 from otf_workflows.preflight import (
     DEFAULT_POTENTIAL,
     MIN_FREE_BYTES,
@@ -130,7 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     campaign = None
     if options.campaign is not None:
         campaign = Campaign.model_validate_json(options.campaign.read_text(encoding="utf-8"))
-    found = look_around(load_site(options.site), options.role, campaign=campaign)
+    try:
+        found = list(look_around(load_site(options.site), options.role, campaign=campaign))
+    except OtfError as error:  # the site file, or what it names, is not the same here
+        found = [Check(name="site file", ok=False, detail=error.what, hint=error.hint)]
     checks = [check.model_dump(mode="json") for check in found]
     answer = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "checks": checks}
     write_private(options.answer, json.dumps(answer))

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from otf_workflows.database_checks import is_loopback
 from otf_workflows.engine.queue_system import (
     Fate,
     QueueJobState,
@@ -20,7 +21,6 @@ from otf_workflows.engine.queue_system import (
 from otf_workflows.errors import OtfError
 from otf_workflows.preflight import Check
 from otf_workflows.settings import STATE_DIR_VARIABLE
-from otf_workflows.site_checks import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

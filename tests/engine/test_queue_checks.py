@@ -149,3 +149,14 @@ def test_the_probe_writes_one_answer(tmp_path, monkeypatch):
     arguments = ["--role", "dft", "--site", tmp_path / "site.yaml", "--answer", answer]
     assert probe.main([str(word) for word in arguments]) == 0
     assert json.loads(answer.read_text())["checks"][0]["detail"] == "b"
+
+
+def test_a_site_file_that_reads_otherwise_on_the_node_is_an_answer_too(tmp_path):
+    text = "database: {mode: server, username: me, password_file: not-shared}\n"
+    (tmp_path / "site.yaml").write_text(text)
+    answer = tmp_path / "answer.json"
+    arguments = ["--role", "dft", "--site", tmp_path / "site.yaml", "--answer", answer]
+    assert probe.main([str(word) for word in arguments]) == 0
+    (check,) = json.loads(answer.read_text())["checks"]
+    assert not check["ok"]
+    assert "password file cannot be read" in check["detail"]
