@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from otf_workflows.errors import InputError
+from otf_workflows.labelers.espresso_recipe import EspressoRecipe
 from otf_workflows.types import Purpose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from otf_workflows.labelers.base import Recipe, Resources
@@ -29,6 +31,8 @@ STRESS_LIMIT_GPA = 1.0
 FORCE_LIMIT_EV_A = 0.05
 ENERGY_LIMIT_EV_ATOM = 0.005
 RATTLE_A = 0.05
+COMMAND = "otf validate CAMPAIGN.YAML --cutoff-check"
+"""How a person starts the measurement."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,47 @@ class CutoffCheck:
                 f"stress cannot be trusted: set use_stress: false, or cutoff_Ry to {high:g} or more"
             )
         return found if len(found) > 1 else [*found, "the cut-off is high enough, stress included"]
+
+
+def advice(recipe: Recipe, numbers: Sequence[int]) -> tuple[str, str | None] | None:
+    """Return what to know of a recipe's cut-off before any run, and what to do about it.
+
+    Parameters
+    ----------
+    recipe
+        Level of theory.
+    numbers
+        Atomic numbers.
+
+    Returns
+    -------
+    tuple of str or None
+        A sentence, and the command that measures it if there is reason to; None if the code has no
+        cut-off that can be checked.
+
+    Raises
+    ------
+    OtfError
+        If a pseudopotential is missing.
+    """
+    if not isinstance(recipe, EspressoRecipe):
+        return None
+    files = recipe.files(numbers)
+    wanted = {symbol: file.cutoff_Ry for symbol, file in files.items() if file.cutoff_Ry}
+    if not wanted:
+        return (
+            f"{recipe.cutoff_Ry:g} Ry; the pseudopotentials suggest none",
+            f"measure it on your structure: {COMMAND}" if recipe.use_stress else None,
+        )
+    hardest = max(wanted, key=lambda symbol: wanted[symbol] or 0.0)
+    least_Ry = wanted[hardest] or 0.0
+    words = f"{recipe.cutoff_Ry:g} Ry, the pseudopotential of {hardest} suggests {least_Ry:.0f} Ry"
+    if recipe.cutoff_Ry >= least_Ry or not recipe.use_stress:
+        return words, None
+    return (
+        f"{words}: stress cannot be trusted unless you have measured it",
+        f"{COMMAND}; then raise labels.cutoff_Ry, or set labels.use_stress: false",
+    )
 
 
 def check_cutoff(

@@ -178,6 +178,7 @@ def import_(
     asked = _recipe(ctx, campaign, recipe)
     counts = {"new": 0, "there already": 0}
     rejected: list[Rejected] = []
+    compositions = []
     for path in files:
         for item in read_calculations(path, asked):
             reason = (
@@ -191,6 +192,9 @@ def import_(
             basis = basis_of(item, statement=level_of_theory)
             added = import_label(store, item, recipe=asked, basis=basis, dry_run=dry_run)
             counts["new" if added else "there already"] += 1
+            compositions.append(item.frame.numbers)
+    if mixed := asked.mixing(compositions):
+        output.note(mixed)
     n_good = sum(counts.values())
     if counts["new"] and not dry_run:
         store.event(

@@ -17,6 +17,7 @@ from otf_workflows.types import Split, Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from otf_workflows.alignment import Alignment
     from otf_workflows.campaign import Campaign
     from otf_workflows.potentials.base import Potential
     from otf_workflows.schemas import Batch, LabelledFrame
@@ -99,7 +100,7 @@ def finetune(
         blob=base64.b64encode(blob).decode(),
         dataset_hash=batch.dataset_hash,
         history=tuned.history,
-        alignment=tuned.alignment.model_dump(mode="json"),
+        alignment=_alignment(tuned.alignment, campaign, learned),
         calibration=(
             conformal_factor(mine["worst_error_eV_A"], mine["worst_sigma_eV_A"])
             if mine
@@ -111,6 +112,17 @@ def finetune(
         seconds=time.perf_counter() - started,
         versions={name: version(name) for name in ("otf-workflows", "chgnet", "torch", "ase")},
     )
+
+
+def _alignment(
+    alignment: Alignment, campaign: Campaign, learned: list[LabelledFrame]
+) -> dict[str, Any]:
+    """Return the alignment as data, with a warning if the recipe has no common zero of energy."""
+    from otf_workflows.labelers import parse_recipe
+
+    found = alignment.model_dump(mode="json")
+    mixed = parse_recipe(campaign.labels).mixing(item.frame.numbers for item in learned)
+    return {**found, "sentences": [*found["sentences"], *([mixed] if mixed else [])]}
 
 
 def _test_sets(held_out: Sequence[LabelledFrame]) -> dict[str, list[LabelledFrame]]:

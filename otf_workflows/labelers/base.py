@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from otf_workflows.schemas import Frame, LabelResult
@@ -45,6 +46,16 @@ class Recipe(BaseModel):
 
     def mismatch(self, potential: str) -> str | None:  # noqa: ARG002 - recipes that know say so
         """Return how labels differ from what a potential was trained on; None if not known."""
+        return None
+
+    def mixing(self, compositions: Iterable[Sequence[int]]) -> str | None:  # noqa: ARG002
+        """Return why energies of these compositions have no common zero; None if not known.
+
+        Parameters
+        ----------
+        compositions
+            Atomic numbers of every structure.
+        """
         return None
 
 

@@ -47,6 +47,8 @@ class Pseudopotential:
         Functional it was made for, as its header says.
     norm_conserving
         Whether four times the wave function cut-off is enough for the density.
+    cutoff_Ry
+        Least cut-off of wave functions that the file suggests (Ry), if it does.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Pseudopotential:
     valence: float
     functional: str
     norm_conserving: bool
+    cutoff_Ry: float | None = None
 
     def made_for(self, functional: str) -> bool:
         """Return whether the file was made for a functional of ours."""
@@ -132,6 +135,7 @@ def _read(path: Path, _mtime_ns: int, _size: int) -> Pseudopotential:
             valence=float(fields["z_valence"]),
             functional=" ".join(fields["functional"].split()).upper(),
             norm_conserving=fields["pseudo_type"].strip().upper() in {"NC", "SL"},
+            cutoff_Ry=_suggested_cutoff_Ry(fields, text),
         )
     except (KeyError, ValueError) as error:
         raise InputError(
@@ -139,3 +143,29 @@ def _read(path: Path, _mtime_ns: int, _size: int) -> Pseudopotential:
             where=str(path),
             hint="convert it with upfconv of Quantum ESPRESSO",
         ) from error
+
+
+def _suggested_cutoff_Ry(fields: dict[str, str], text: str) -> float | None:
+    """Return the cut-off that a file suggests (Ry), or None.
+
+    ONCVPSP writes none into the header, but its own input: the wave vector q (1/Bohr) above which
+    the kinetic energy that is left was made least for each l (Hamann, 2013,
+    10.1103/PhysRevB.88.085117). q² is that cut-off in Ry; only occupied channels count.
+    """
+    if (written := float(fields.get("wfc_cutoff", 0))) > 0:
+        return written
+    inner = re.search(r"<PP_INPUTFILE>(.*?)</PP_INPUTFILE>", text, re.DOTALL)
+    if inner is None:
+        return None
+    blocks = re.split(r"^#.*\n", inner.group(1), flags=re.MULTILINE)
+    titles = re.findall(r"^#(.*)\n", inner.group(1), flags=re.MULTILINE)
+    rows = {
+        re.sub(r"\s+", "", title): [line.split() for line in block.splitlines() if line.strip()]
+        for title, block in zip(titles, blocks[1:], strict=True)
+    }
+    n_core = int(rows["atsymzncnviexcpsfile"][0][2])
+    occupied = {int(row[1]) for row in rows["nlfenergy(Ha)"][n_core:]}
+    wave_vectors = [
+        float(row[5]) for row in rows["l,rc,ep,ncon,nbas,qcut"] if int(row[0]) in occupied
+    ]
+    return max(wave_vectors) ** 2 if wave_vectors else None

@@ -171,7 +171,7 @@ class VaspLabeler:
 
 def wrong_titel(titel: str, name: str, family: str) -> list[str]:
     """Return why the potential of a file is not the one of this family, in at most one sentence."""
-    from otf_workflows.labelers.vasp_recipe import known_titels, plain_titel
+    from otf_workflows.labelers.vasp_level import known_titels, plain_titel
 
     wanted = known_titels(family)[name][0]
     if plain_titel(titel) == wanted:

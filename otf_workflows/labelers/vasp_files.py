@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otf_workflows.labelers.vasp_recipe import (
-    VaspRecipe,
+from otf_workflows.labelers.vasp_level import (
     hubbard_of,
     kpoint_rule,
     level,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from pymatgen.io.vasp import Vasprun
 
+    from otf_workflows.labelers.vasp_recipe import VaspRecipe
     from otf_workflows.schemas import Frame
 
 ORDER_FILE = "atom_order.json"
@@ -261,6 +261,9 @@ def settings_as_run(
     incar = dict(run.incar)
     # What VASP used goes over what it was asked for.
     used = {**incar, **{k: v for k, v in dict(run.parameters).items() if v is not None}}
+    # VASP writes this one number as a list.
+    if isinstance(used.get("LDAUTYPE"), list) and len(used["LDAUTYPE"]) == 1:
+        used["LDAUTYPE"] = used["LDAUTYPE"][0]
     used["ENCUT"] = used.get("ENMAX", used.get("ENCUT"))
     used.setdefault("GGA", "--")
     rule, mesh = kpoint_rule(recipe.recipe, run.final_structure.lattice.matrix)

@@ -14,8 +14,6 @@ nothing but the shifts. See ``docs/explanation/level_of_theory.md`` for where th
 
 from __future__ import annotations
 
-import warnings
-from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,9 +23,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from otf_workflows.errors import InputError
 from otf_workflows.labelers.base import Recipe
+from otf_workflows.labelers.vasp_level import (
+    hubbard_of,
+    known_titels,
+    kpoint_rule,
+    level,
+    quiet,
+    symbols_of,
+    tidy,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from atomate2.vasp.jobs.base import BaseVaspMaker
     from pymatgen.core import Structure
@@ -68,8 +75,6 @@ TRAINED_ON: dict[str, tuple[str, ...]] = {
 }
 """Registered potentials that were trained on labels like those of a recipe. The r2SCAN labels of
 CHGNet are the Materials Project's own; MatPES differs from them in k-points and smearing."""
-
-ENERGY = "E0 (smearing extrapolated to zero), uncorrected"
 
 
 class VaspNumerics(BaseModel):
@@ -224,6 +229,32 @@ class VaspRecipe(Recipe):
             f"fine-tuning has to bridge the difference, and needs more labels for it{advice}"
         )
 
+    def mixing(self, compositions: Iterable[Sequence[int]]) -> str | None:
+        """Return which elements have U in some of these compositions only, or None.
+
+        Raw energies with and without U cannot be compared: an element shifts by a constant in the
+        one and not in the other, and no single shift per element makes them one zero.
+
+        Parameters
+        ----------
+        compositions
+            Atomic numbers of every structure.
+        """
+        with_u: set[str] = set()
+        without: set[str] = set()
+        for elements in {tuple(symbols_of(numbers)) for numbers in compositions}:
+            found = set(_level(self.recipe, self.family, elements)["hubbard_l_U_J"])
+            with_u |= found
+            without |= set(elements) - found
+        mixed = sorted(with_u & without)
+        if not mixed:
+            return None
+        return (
+            f"{', '.join(mixed)} has U in some of these compositions and none in others: their "
+            "energies have no common zero (forces and stress are not concerned); use matpes-pbe or "
+            "matpes-r2scan for all"
+        )
+
     def problems(self, frame: Frame) -> list[str]:
         """Return what makes this recipe impossible for a frame, in sentences."""
         try:
@@ -279,127 +310,6 @@ def check_numerics(changes: dict[str, Any]) -> dict[str, Any]:
     return {name: getattr(checked, name) for name in changes}
 
 
-def level(
-    recipe: str,
-    incar: dict[str, Any],
-    *,
-    elements: Sequence[str],
-    n_atoms: int,
-    kpoints: Any,
-    hubbard: dict[str, list[float]],
-    magmoms: dict[str, Any],
-    potentials: dict[str, str],
-    others: dict[str, Any],
-) -> dict[str, Any]:
-    """Return a level of theory; the recipe and the reader of outputs both build it here.
-
-    Parameters
-    ----------
-    recipe
-        Name of the recipe, which says whether EDIFF goes with the number of atoms.
-    incar
-        Settings, with all defaults that matter here filled in.
-    elements
-        Elements present.
-    n_atoms
-        Atoms of the cell that ``incar`` is for.
-    kpoints
-        The recipe's rule if it holds, else the mesh.
-    hubbard
-        Element → [l, U, J] (eV) where U is not zero.
-    magmoms
-        Element → moment at the start (μB).
-    potentials
-        Element → title of its PAW potential.
-    others
-        Whatever else changes the physics and is not at its default; empty for a recipe.
-    """
-    found: dict[str, Any] = {
-        "code": "vasp",
-        "energy": ENERGY,
-        "functional": _functional(incar),
-        "ENCUT_eV": tidy(incar["ENCUT"]),
-        "PREC": str(incar["PREC"])[:1].upper(),
-        "ISPIN": int(incar["ISPIN"]),
-        "ISMEAR": int(incar["ISMEAR"]),
-        "SIGMA_eV": tidy(incar["SIGMA"]),
-        "LASPH": bool(incar["LASPH"]),
-        "LREAL": bool(incar["LREAL"]),
-        "ADDGRID": bool(incar.get("ADDGRID", False)),
-        "hubbard_l_U_J": {name: hubbard[name] for name in sorted(hubbard)},
-        "kpoints": kpoints,
-        "potentials": {name: potentials[name] for name in sorted(elements)},
-    }
-    if recipe == "mptrj":
-        found["EDIFF_eV_per_atom"] = tidy(incar["EDIFF"] / n_atoms)
-    else:
-        found["EDIFF_eV"] = tidy(incar["EDIFF"])
-    if found["ISPIN"] == 2:
-        found["start_moments_muB"] = {name: magmoms[name] for name in sorted(elements)}
-    if others:
-        found["others"] = dict(sorted(others.items()))
-    return found
-
-
-def kpoint_rule(recipe: str, cell_A: Any) -> tuple[dict[str, Any], list[int]]:
-    """Return a recipe's rule for k-points, and the Γ-centred mesh it gives for a cell."""
-    from otf_workflows.labelers.espresso_recipe import kpoint_grid
-
-    if recipe == "mptrj":
-        from pymatgen.core import Lattice, Structure
-        from pymatgen.io.vasp import Kpoints
-
-        density = 100
-        cell = Structure(Lattice(cell_A), ["H"], [[0, 0, 0]])
-        with quiet():
-            mesh = Kpoints.automatic_density_by_vol(cell, density, force_gamma=True).kpts[0]
-        return {"gamma": True, "per_reciprocal_A3": density}, [int(n) for n in mesh]
-    spacing = 0.22
-    return {"gamma": True, "kspacing_per_A": spacing}, list(kpoint_grid(cell_A, spacing))
-
-
-@lru_cache
-def known_titels(family: str) -> dict[str, tuple[str, float]]:
-    """Return name of a potential → its title and valence, for one family of VASP's potentials.
-
-    They come from the table that pymatgen ships to recognise potentials, so that no licensed file
-    is needed to know what a recipe asks for.
-    """
-    from monty.serialization import loadfn
-    from pymatgen.io.vasp.inputs import POTCAR_STATS_PATH
-
-    return {
-        entry["symbol"]: (plain_titel(titel), float(entry["ZVAL"]))
-        for titel, entries in loadfn(POTCAR_STATS_PATH)[family].items()
-        for entry in entries
-    }
-
-
-def plain_titel(titel: str) -> str:
-    """Return a title without blanks, as pymatgen's table has it."""
-    return "".join(titel.split())
-
-
-def symbols_of(numbers: Sequence[int]) -> list[str]:
-    """Return the elements present, in alphabetical order."""
-    from ase.data import chemical_symbols
-
-    return sorted({chemical_symbols[number] for number in numbers})
-
-
-def tidy(number: float) -> float:
-    """Return a number to six significant digits, so that input and output agree on it."""
-    return float(f"{float(number):.6g}")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence pymatgen's warnings on input sets: what a recipe does is decided and written here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 @lru_cache(maxsize=64)
 def _level(recipe: RecipeName, family: PotcarFamily, elements: tuple[str, ...]) -> dict[str, Any]:
     """Return the level of theory, read from atomate2's input set for one atom of each element."""
@@ -435,30 +345,9 @@ def _level(recipe: RecipeName, family: PotcarFamily, elements: tuple[str, ...]) 
     )
 
 
-def hubbard_of(incar: dict[str, Any], types: Sequence[str]) -> dict[str, list[float]]:
-    """Return element → [l, U, J] where U or J is not zero; ``types`` in the order of the file."""
-    if not incar.get("LDAU"):
-        return {}
-    rows = zip(types, *(_numbers(incar[key]) for key in ("LDAUL", "LDAUU", "LDAUJ")), strict=True)
-    return {name: [int(shell), tidy(u), tidy(j)] for name, shell, u, j in rows if u or j}
-
-
-def _numbers(value: Any) -> list[float]:
-    return [float(item) for item in (value if isinstance(value, list | tuple) else [value])]
-
-
 def _one_of_each(elements: Sequence[str]) -> Structure:
     from pymatgen.core import Lattice, Structure
 
     n = len(elements)
     places = [[(i + 0.5) / n, 0.5, 0.5] for i in range(n)]
     return Structure(Lattice.orthorhombic(3.0 * n, 3.0, 3.0), list(elements), places)
-
-
-def _functional(incar: dict[str, Any]) -> str:
-    """Return the functional; ``--`` is VASP's word for 'as in the potential', PBE for these."""
-    meta = str(incar.get("METAGGA") or "--").upper()
-    if meta not in {"--", "NONE", "F", "FALSE"}:
-        return meta
-    gga = str(incar.get("GGA") or "--").upper()
-    return {"--": "PBE", "PE": "PBE", "PS": "PBEsol"}.get(gga, gga)

@@ -102,6 +102,9 @@ def _vasprun(
         "PREC": str(used["PREC"]).lower()[:6],
         "NELECT": float(np.dot(counts, charges)),
     }
+    if "LDAUTYPE" in used:
+        # VASP writes this one number as a list.
+        parameters["LDAUTYPE"] = [used["LDAUTYPE"]]
     energies = "".join(
         f'<i name="{name}">{energy:.8f}</i>' for name in ("e_fr_energy", "e_wo_entrp", "e_0_energy")
     )
@@ -137,7 +140,7 @@ def _vasprun(
 
 
 def _potentials(names: list[str], family: str) -> tuple[list[str], list[float]]:
-    from otf_workflows.labelers.vasp_recipe import known_titels
+    from otf_workflows.labelers.vasp_level import known_titels
 
     found = [known_titels(family)[name] for name in names]
     # VASP writes blanks around the name: 'PAW_PBE Fe_pv 06Sep2000'.

@@ -206,7 +206,27 @@ def test_the_handler_that_changes_sigma_is_refused_on_the_run_it_was_written_for
     assert climb(Cause.SCF, {}, found, times=0) is None
 
 
-@pytest.mark.parametrize("setting", ["SIGMA=0.2", "ENCUT=400"])
+def test_the_handler_that_changes_kspacing_is_refused_on_a_real_run_that_wakes_it(tmp_path):
+    """A metal of r2SCAN at KSPACING 0.25, recorded: custodian wants 0.22."""
+    from custodian.vasp.handlers import KspacingMetalHandler
+
+    from otf_workflows.labelers.vasp_failures import climb, correction
+
+    as_custodian_finds_it(tmp_path, "al")
+    found = correction(tmp_path, [KspacingMetalHandler()])
+    assert found.refused == ["KspacingMetalHandler would change KSPACING from 0.25 to 0.22"]
+    assert found.numerics == {}
+    assert climb(Cause.SCF, {}, found, times=0) is None
+
+
+def test_handlers_that_change_physics_only_are_not_asked():
+    from otf_workflows.labelers.vasp_failures import handlers
+
+    asked = {type(handler).__name__ for handler in handlers()}
+    assert not asked & {"LargeSigmaHandler", "IncorrectSmearingHandler", "KspacingMetalHandler"}
+
+
+@pytest.mark.parametrize("setting", ["SIGMA=0.2", "ENCUT=400", "ISMEAR=1"])
 def test_a_run_with_other_settings_than_asked_for_is_told_by_its_fingerprint(tmp_path, setting):
     found = label(shaken(), tmp_path, f"{STAND_IN} --uses {setting}")
     (sentence,) = differences(MPTRJ.level_of_theory([3, 17]), found.settings_as_run)
@@ -220,18 +240,21 @@ def test_labels_of_real_runs_at_other_settings_are_quarantined(database, tmp_pat
 
     store = Store(database)
     store.ensure_indexes()
-    for name, words in {
-        # SIGMA as custodian's LargeSigmaHandler left it; functional and smearing of another set.
-        "si2": ["SIGMA_eV: asked for 0.05, the output says 0.11151"],
-        "al": ["ISMEAR: asked for 0, the output says -5", "R2SCAN", "ENCUT_eV", "ENAUG"],
-    }.items():
-        frame = real_frame(name)
+    for name, kind, words in (
+        # SIGMA as custodian's LargeSigmaHandler left it.
+        ("si2", "mptrj", ["SIGMA_eV: asked for 0.05, the output says 0.11151"]),
+        ("al", "mptrj", ["ISMEAR: asked for 0, the output says -5", "R2SCAN", "ENAUG"]),
+        # Another ENCUT, and a mesh of another KSPACING than 0.22.
+        ("nacl", "matpes-pbe", ["ENCUT_eV: asked for 680.0, the output says 500.0"]),
+        ("al", "matpes-r2scan", ["kpoints: asked for", "'mesh': [11, 11, 11]", "ISMEAR"]),
+    ):
+        frame, recipe = real_frame(name), VaspRecipe(recipe=kind)
         campaign = Campaign(
-            name=f"real-{name}", structure=frame, labels={"code": "vasp", "recipe": "mptrj"}
+            name=f"real-{name}-{kind}", structure=frame, labels={"code": "vasp", "recipe": kind}
         )
         (wanted,), _ = request(store, [frame], campaign=campaign, cycle=0)
         copy = f"cp {shlex.quote(str(DATA / name))}/*.gz ."
-        result = label(frame, tmp_path / name, script(tmp_path, copy))
+        result = label(frame, tmp_path / f"{name}-{kind}", script(tmp_path, copy), recipe)
         assert result.key == wanted.key
         settle(store, result)
         booked = store.label(wanted.key)
@@ -309,11 +332,70 @@ def test_mp2020_corrections_are_a_shift_per_element_within_one_chemistry():
     assert corrected("Li3Fe4P4O16") == pytest.approx(4 * one)
 
 
+def wustite():
+    """Return two formula units of FeO, atoms off their places."""
+    from ase import Atoms
+
+    atoms = Atoms(
+        "OFeFeO",
+        scaled_positions=[[0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0.5, 0.5, 0]],
+        cell=[4.3, 4.3, 3.0],
+        pbc=True,
+    )
+    atoms.rattle(0.05, seed=2)
+    return Frame.from_atoms(atoms)
+
+
+def test_a_label_with_u_is_done_and_one_with_another_u_is_not(tmp_path):
+    """VASP writes LDAUTYPE as a list, U by type of atom, in the order of POSCAR."""
+    frame = wustite()
+    asked = MPTRJ.level_of_theory(frame.numbers)
+    found = label(frame, tmp_path / "same")
+    assert found.settings_as_run["hubbard_l_U_J"] == {"Fe": [2, 5.3, 0.0]}
+    assert differences(asked, found.settings_as_run) == []
+    other = label(frame, tmp_path / "other", f"{STAND_IN} --uses 'LDAUU=4.0 0'")
+    assert differences(asked, other.settings_as_run) == [
+        "hubbard_l_U_J: asked for {'Fe': [2, 5.3, 0.0]}, the output says {'Fe': [2, 4.0, 0.0]}"
+    ]
+
+
+def test_the_energy_of_a_label_with_u_is_the_raw_one(tmp_path):
+    """As VASP said: MP2020 would add −5.9 eV for these two oxygens and two irons with U."""
+    from pymatgen.core import Composition
+    from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+    from pymatgen.entries.computed_entries import ComputedEntry
+
+    frame = wustite()
+    found = label(frame, tmp_path)
+    assert found.energy_eV == pytest.approx(lennard_jones(frame.to_atoms())[0], abs=1e-6)
+    entry = ComputedEntry(
+        Composition("Fe2O2"),
+        found.energy_eV,
+        parameters={"run_type": "GGA+U", "hubbards": {"Fe": 5.3}, "software": "vasp"},
+        data={"oxidation_states": {"Fe": 2, "O": -2}, "oxide_type": "oxide"},
+    )
+    scheme = MaterialsProject2020Compatibility(check_potcar=False)
+    (done,) = scheme.process_entries([entry])
+    assert done.correction == pytest.approx(2 * (-0.687 - 2.256), abs=0.01)
+
+
+def test_compositions_with_and_without_u_have_no_common_zero():
+    """Iron has U in its oxide and none as a metal or a sulphide."""
+    iron, oxide, sulphide, salt = [26], [26, 8], [26, 16, 16], [11, 17]
+    assert MPTRJ.mixing([oxide, [8, 8, 26, 26, 26], salt]) is None
+    for other in (iron, sulphide):
+        assert MPTRJ.mixing([oxide, other, salt]).startswith("Fe has U in some")
+    assert VaspRecipe(recipe="matpes-pbe").mixing([oxide, iron]) is None
+    # Fluorides have U as oxides have; no other halide does.
+    assert MPTRJ.mixing([[27, 9], [27, 8]]) is None
+    assert MPTRJ.mixing([[27, 9], [27, 17]]) is not None
+
+
 def real_frame(name):
     """Return the last structure of a recorded run."""
     from pymatgen.io.vasp import Vasprun
 
-    from otf_workflows.labelers.vasp_recipe import quiet
+    from otf_workflows.labelers.vasp_level import quiet
 
     with quiet():
         run = Vasprun(
@@ -328,6 +410,20 @@ def real_frame(name):
         cell_A=structure.lattice.matrix.tolist(),
         positions_A=structure.cart_coords.tolist(),
     )
+
+
+def as_custodian_finds_it(folder, name):
+    """Put a recorded vasprun.xml with its INCAR, POSCAR and KPOINTS into a folder."""
+    from pymatgen.io.vasp import Poscar, Vasprun
+
+    from otf_workflows.labelers.vasp_level import quiet
+
+    path = folder / "vasprun.xml"
+    path.write_bytes(gzip.decompress((DATA / name / "vasprun.xml.gz").read_bytes()))
+    with quiet():
+        run = Vasprun(path, parse_potcar_file=False)
+    run.incar.write_file(folder / "INCAR")
+    Poscar(run.initial_structure).write_file(folder / "POSCAR")
 
 
 def write_recorded(folder, name):

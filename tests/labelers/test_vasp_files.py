@@ -20,7 +20,8 @@ from otf_workflows.labelers.vasp_files import (
     stress_from_kB,
     write_inputs,
 )
-from otf_workflows.labelers.vasp_recipe import VaspRecipe, quiet
+from otf_workflows.labelers.vasp_level import quiet
+from otf_workflows.labelers.vasp_recipe import VaspRecipe
 from otf_workflows.schemas import Frame
 
 DATA = Path(__file__).parents[1] / "data" / "vasp"
@@ -228,6 +229,33 @@ def test_what_agrees_in_real_runs_is_not_reported():
     # 0.006 eV for 120 atoms.
     assert as_run["EDIFF_eV_per_atom"] == asked["EDIFF_eV_per_atom"] == 5e-5
     assert settings_as_run(DATA / "al" / "vasprun.xml.gz", MPTRJ)["functional"] == "R2SCAN"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("2 -1 -1 -1", "4.0 0.0 0.0 0.0", "0.0 0.0 0.0 0.0"), {"Sb": [2, 4.0, 0.0]}),
+        # What VASP 6 writes if LDAU is on and no values are given.
+        (("-1", "0.0", "0.0"), {}),
+    ],
+)
+def test_u_in_the_form_of_vasps_own_file_is_read(tmp_path, values, expected):
+    """No recorded run has U: a real one with the lines as VASP writes them in their place."""
+    text = gzip.decompress((DATA / "sbxeclf" / "vasprun.xml.gz").read_bytes()).decode()
+    head, found, tail = text.partition('<i type="logical" name="LDAU"> F  </i>')
+    assert found
+    shells, u, j = values
+    text = (
+        f'{head}<i type="logical" name="LDAU"> T  </i>'
+        '<v type="int" name="LDAUTYPE">     2</v>'
+        f'<v type="int" name="LDAUL">  {shells}</v>'
+        f'<v name="LDAUU">   {u}</v><v name="LDAUJ">   {j}</v>{tail}'
+    )
+    (tmp_path / "vasprun.xml").write_text(text)
+    as_run = settings_as_run(tmp_path / "vasprun.xml", MPTRJ)
+    before = settings_as_run(DATA / "sbxeclf" / "vasprun.xml.gz", MPTRJ)
+    assert as_run["hubbard_l_U_J"] == expected
+    assert as_run.get("others") == before.get("others")
 
 
 def test_our_rule_for_kspacing_is_vasps():

@@ -7,7 +7,8 @@ from pymatgen.core import Lattice, Structure
 
 from otf_workflows.errors import InputError
 from otf_workflows.labelers import parse_recipe
-from otf_workflows.labelers.vasp_recipe import CHANGES, VaspRecipe, kpoint_rule, quiet
+from otf_workflows.labelers.vasp_level import kpoint_rule, quiet
+from otf_workflows.labelers.vasp_recipe import CHANGES, VaspRecipe
 from otf_workflows.schemas import Frame
 
 STRUCTURES = {
