@@ -1,4 +1,4 @@
-"""What ``otf doctor`` asks of the database: encryption, rights, room, indexes; it writes nothing."""
+"""What ``otf doctor`` asks of the database: encryption, rights, room, indexes. It only reads."""
 
 from __future__ import annotations
 
