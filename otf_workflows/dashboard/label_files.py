@@ -52,7 +52,7 @@ def extxyz_chunks(store: Store, dataset: DatasetDocument) -> Iterator[str]:
 def _frame(label: dict[str, Any], *, split: str, campaign: str, symbols: list[str]) -> str:
     result, frame = label["result"], label["frame"]
     geometry, origin = result["frame"], frame.get("origin", {})
-    wish = next((w for w in label["wanted_by"] if w["campaign"] == campaign), {})
+    wish: dict[str, Any] = next((w for w in label["wanted_by"] if w["campaign"] == campaign), {})
     moments = result.get("magmoms_muB")
     info: dict[str, Any] = {"REF_energy": result["energy_eV"]}
     if result.get("stress_eV_A3") is not None:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -396,6 +397,35 @@ def test_a_stopped_walker_ends_with_a_cross_and_its_picks_are_marked(store):
     assert {t["name"] for t in figure.traces if t["mode"] == "markers"} >= {
         "picked: audit (random)"
     }
+
+
+def test_hundreds_of_walkers_and_picks_stay_one_small_figure(store):
+    view = cycle_view(store, "finished", 1)
+    segment = view.walkers[0]
+    steps = list(range(1000))
+    many = [
+        segment.model_copy(
+            update={"walker": n, "steps": steps, "sigmas_eV_A": [0.01 + n * 1e-4] * 1000}
+        )
+        for n in range(300)
+    ]
+    crowded = replace(view, walkers=many, picks=list(view.picks) * 100)
+    figure = cycle_figures.uncertainty(crowded)
+    assert figure.n_points <= MAX_POINTS
+    lines = [trace for trace in figure.traces if trace["mode"] == "lines"]
+    assert min(min(trace["y"]) for trace in lines) == pytest.approx(0.01 + 240 * 1e-4)
+    assert "The 60 worst of 300 walkers." in figure.note
+    assert len(figure.table.rows) == 300
+
+
+def test_a_campaign_of_many_cycles_keeps_a_readable_timeline(store):
+    view = campaign_view(store, None, "finished")
+    many = replace(view, cycles=[replace(view.cycles[1], cycle=n) for n in range(100)])
+    figure = campaign_figures.timeline(many)
+    assert {y for trace in figure.traces for y in trace["y"]} == {
+        f"cycle {n}" for n in range(76, 100)
+    }
+    assert "newest 24" in figure.note
 
 
 def test_thinning_keeps_the_ends_of_every_stretch():

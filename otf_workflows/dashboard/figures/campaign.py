@@ -48,6 +48,8 @@ NAMES = {
     Stage.PRODUCE: "production MD",
     Stage.EVALUATE: "evaluate",
 }
+CYCLES_IN_TIMELINE = 24
+"""More would be a wall of bars; the table of cycles has all of them."""
 HEIGHTS = (200, 240, 320, 400)
 """Heights (CSS pixels) for which the page keeps room before a figure is drawn."""
 SERIES = (
@@ -66,13 +68,14 @@ def figures(view: CampaignView) -> list[Figure]:
 def timeline(view: CampaignView) -> Figure:
     """Return a bar for each stage of each cycle, from its first start to its last end."""
     groups: dict[str, list[tuple[CycleLine, StageRecord, datetime]]] = {}
-    for line in view.cycles:
+    shown = view.cycles[-CYCLES_IN_TIMELINE:]
+    for line in shown:
         for record in sorted(line.stages, key=lambda r: r.started or now()):
             if record.started is not None:
                 end = record.finished or (now() if line.finished is None else record.started)
                 groups.setdefault(_stage_name(record.stage), []).append((line, record, end))
     order = [*NAMES.values(), OTHERS]
-    needed = 110 + 32 * max(len(view.cycles), 2)
+    needed = 110 + 32 * max(len(shown), 2)
     traces = [_bars(name, groups[name]) for name in order if name in groups]
     return Figure(
         name="timeline",
@@ -85,11 +88,12 @@ def timeline(view: CampaignView) -> Figure:
             "xaxis": axis("time (UTC)", type="date"),
             "yaxis": axis(
                 "", type="category", autorange="reversed",
-                categoryorder="array", categoryarray=[line.name for line in view.cycles],
+                categoryorder="array", categoryarray=[line.name for line in shown],
             ),
         },
-        table=_timeline_table(view.cycles),
-        note="From the first start to the last end of the jobs of a stage; gaps are waiting.",
+        table=_timeline_table(shown),
+        note="From the first start to the last end of the jobs of a stage; gaps are waiting."
+        + (f" The newest {len(shown)} cycles." if len(shown) < len(view.cycles) else ""),
         empty="No job has started yet.",
         height=next((h for h in HEIGHTS if h >= needed), needed),
     )  # fmt: skip

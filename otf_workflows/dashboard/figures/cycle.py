@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from otf_workflows.dashboard.queries.cycle import CycleView, Pick
     from otf_workflows.schemas import WalkerSegment
 
+MAX_WALKERS = 60
+"""Lines that can still be followed with the eye, or with the pointer."""
+MAX_MARKS = 150
+"""Marks of one purpose."""
+
 
 def figures(view: CycleView) -> list[Figure]:
     """Return the figures of the page, in their order."""
@@ -48,9 +53,14 @@ def figures(view: CycleView) -> list[Figure]:
 
 def uncertainty(view: CycleView) -> Figure:
     """Return σ of the worst atom along each walker, the threshold, and the frames picked."""
-    drawn = [segment for segment in view.walkers if segment.sigmas_eV_A]
+    met = [segment for segment in view.walkers if segment.sigmas_eV_A]
+    # The ones that went farthest beyond the tolerance are what the figure is looked at for.
+    worst = sorted(met, key=lambda segment: max(segment.sigmas_eV_A), reverse=True)[:MAX_WALKERS]
+    drawn = sorted(worst, key=lambda segment: segment.walker)
     kelvins = sorted({segment.temperature_K for segment in drawn})
-    each = max((MAX_POINTS - 2 * len(view.picks)) // max(len(drawn), 1), 20)
+    picked = _picked(view.picks, view)
+    n_picked = sum(len(trace["x"]) for trace in picked)
+    each = (MAX_POINTS - n_picked) // max(len(drawn), 1)
     traces = []
     legend: set[float] = set()
     for segment in drawn:
@@ -58,7 +68,7 @@ def uncertainty(view: CycleView) -> Figure:
             _walker(segment, view, kelvins, each, first=segment.temperature_K not in legend)
         )
         legend.add(segment.temperature_K)
-    traces += _picked(view.picks, view)
+    traces += picked
     sigmas = [s for segment in drawn for s in segment.sigmas_eV_A if s > 0]
     line, text = level(view.tolerance_eV_A, "tolerance")
     return Figure(
@@ -73,7 +83,8 @@ def uncertainty(view: CycleView) -> Figure:
         },
         table=_walker_table(view),
         note="Each line is one walker. Marked frames went to DFT. A cross ends a walker that was "
-        "stopped; it goes on from its last trusted frame in the next cycle.",
+        "stopped; it goes on from its last trusted frame in the next cycle."
+        + (f" The {len(drawn)} worst of {len(met)} walkers." if len(drawn) < len(met) else ""),
         empty="No walker has finished yet.",
         height=400,
     )
@@ -115,12 +126,13 @@ def _picked(picks: Sequence[Pick], view: CycleView) -> list[dict[str, Any]]:
         ("audit", "circle-open", "picked: audit (random)"),
         ("seed", "square", "picked: seed"),
     ):
-        rows = [
+        every = [
             pick
             for pick in picks
             if pick.purpose == purpose and pick.walker is not None and pick.step is not None
             and pick.sigma_eV_A is not None
         ]  # fmt: skip
+        rows = every[:: max(-(-len(every) // MAX_MARKS), 1)]
         if rows:
             traces.append(
                 {

@@ -228,7 +228,7 @@ def _labels(store: Store, campaign: str, hash_: str) -> list[LabelLine]:
     rows = []
     for item in store.database.otf_labels.find({"key": {"$in": shown}}, fields):
         origin = item["frame"].get("origin", {})
-        wish = next((w for w in item["wanted_by"] if w["campaign"] == campaign), {})
+        wish: dict[str, Any] = next((w for w in item["wanted_by"] if w["campaign"] == campaign), {})
         rows.append(
             LabelLine(
                 key=item["key"],
