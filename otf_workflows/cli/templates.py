@@ -34,8 +34,12 @@ _MINIMAL = {
 """What most people change first."""
 
 _RECIPE_EXAMPLES: dict[str, dict[str, Any]] = {
-    "espresso": {"functional": "PBE", "cutoff_Ry": 50.0, "kpoints": [2, 2, 2]},
+    "abinit": {"cutoff_Ha": 30.0, "kpoints": [2, 2, 2]},
     "ase": {"calculator": "teacher", "kwargs": {"potential": "chgnet-r2scan"}},
+    "cp2k": {"basis": "DZVP-MOLOPT-SR-GTH", "cutoff_Ry": 400, "kpoints": [2, 2, 2]},
+    "espresso": {"functional": "PBE", "cutoff_Ry": 50.0, "kpoints": [2, 2, 2]},
+    "gpaw": {"cutoff_eV": 500.0, "kpoints": [2, 2, 2]},
+    "vasp": {"recipe": "mptrj", "incar": {"NCORE": 4}},
 }
 """A complete recipe of each code to start from."""
 

@@ -65,3 +65,16 @@ def test_differences_are_spelled_out():
         "b: asked for 2, not found in the output",
         "c: not asked for, the output says 4",
     ]
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("code", available_codes())
+def test_the_file_that_otf_init_writes_has_a_recipe_that_is_valid_as_it_stands(code, full):
+    import yaml
+
+    from otf_workflows.cli.templates import campaign_template
+
+    written = yaml.safe_load(campaign_template(code=code, full=full))["labels"]
+    recipe = parse_recipe(written)
+    assert recipe.code == code
+    assert recipe.use_stress
