@@ -794,3 +794,21 @@ def test_jobs_that_wait_in_the_queue_leave_it_on_a_pause_and_a_stop(batch_engine
     wait_for(lambda: (state(), queued()) == ("failed", 0))
     assert "given up" in engine.jobs(campaign="c")[0].failure["message"]
     runner.close()
+
+
+@pytest.mark.slow
+def test_rounds_from_cron_bring_everything_to_its_end(batch_engine):
+    from otf_workflows.engine.rounds import one_round
+
+    engine = batch_engine
+    walker = staged(report(), Stage.EXPLORE)
+    chosen = staged(spawn(["a"]), Stage.SELECT)
+    ended = staged(collect([walker.output, chosen.output]), Stage.GATHER)
+    engine.submit(Flow([walker, chosen, ended]), **KEY)
+
+    def over():
+        one_round(engine.site)
+        return engine.output(ended.uuid) == 2
+
+    wait_for(over, seconds=600)
+    assert {job.worker for job in engine.jobs(campaign="c")} == {"control", "md", "dft"}
