@@ -115,6 +115,8 @@ def test_every_module_says_what_it_is_for():
 def test_nothing_of_one_machine_is_in_tracked_files():
     found = []
     for file in tracked():
+        if "vendor" in file.parts:
+            continue  # the words of others, unchanged: VENDOR.toml holds their hashes
         try:
             text = file.read_text(encoding="utf-8").lower()
         except UnicodeDecodeError:
