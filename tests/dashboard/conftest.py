@@ -1,8 +1,11 @@
 """A dashboard on a real database: in this process for most tests, on a port for the others."""
 
+import os
+import shutil
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -117,3 +120,22 @@ def serve(settings, database):
         app.state.live.close()
         server.should_exit = True
         thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's Chromium; where it is missing the tests are left out, on CI they fail."""
+    program = os.environ.get("OTF_CHROMIUM") or shutil.which("chromium")
+    if program is None or not Path(program).exists():
+        if os.environ.get("CI"):
+            pytest.fail("chromium is missing: apt-get install chromium")
+        pytest.skip("chromium is missing: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=program,
+            # A container has no graphics card, and its root user no sandbox.
+            args=["--no-sandbox", "--enable-unsafe-swiftshader"],
+        )
+        yield browser
+        browser.close()

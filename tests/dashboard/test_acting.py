@@ -245,6 +245,20 @@ def test_a_refused_setting_is_said_beside_the_form_and_what_was_typed_stays(stor
     assert hidden(shown.text, "seen") == []
 
 
+def test_choosing_nothing_by_hand_does_not_mean_everything(store, dashboard):
+    shown = dashboard().get("/labels/rerun", params={"by": "hand", "campaign": NAME})
+    assert shown.status_code == 422
+    assert "no label was chosen" in shown.text
+
+
+def test_a_text_filter_runs_exactly_what_it_finds(store, here):
+    first = failed(store)[0]
+    store.database.otf_labels.update_one({"key": first.key}, {"$set": {"reason": "node n12 died"}})
+    preview = actions.preview_rerun(here, actions.RerunWish(LabelFilter(text="N12 died")))
+    assert [line.item.key for line in preview.lines] == [first.key]
+    assert preview.command == f"otf labels rerun {first.key[:12]}"
+
+
 def test_a_worker_of_the_site_file_can_be_chosen(store, site, dashboard):
     text = site.source.read_text().replace("codes: {}", "codes: {espresso@big: {cores: 32}}")
     site.source.write_text(text)

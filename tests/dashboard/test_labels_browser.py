@@ -1,11 +1,9 @@
 """Labels in a real browser, on a real launch pad: fail, look, preview, run again, become done."""
 
-import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from shutil import which
 
 import jobflow
 import pytest
@@ -24,30 +22,9 @@ from otf_workflows.types import CampaignState, FailureCause, LabelState, Role
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 TOKEN = "a-token-for-tests-of-thirty-characters"
-CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
 PATIENCE_MS = 60_000
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\'"{{ 7*7 }}'
 STAYS = "window.sameDocument = true"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if sync_playwright is None or CHROMIUM is None:
-        missing = "Chromium or playwright is missing (deploy/setup.sh --dev brings them)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -68,8 +68,11 @@ def preview(
     settings: str = "",
     walltime: str = "",
     worker: str = "",
+    by: str = "",
 ) -> Response:
     """Show exactly what a rerun would do. Nothing is changed."""
+    if by == "hand" and not chosen.keys:  # not by the filter, which would mean all that failed
+        raise InputError("no label was chosen", hint="otf labels rerun --failed --dry-run")
     wish = actions.RerunWish(chosen, settings, walltime.strip(), worker.strip())
     return _preview(request, here, wish)
 

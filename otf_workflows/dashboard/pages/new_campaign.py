@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 
 from otf_workflows.dashboard.backend import Backend, backend
 from otf_workflows.dashboard.campaign_form import MAIN, CampaignForm, campaign_data, field_problems
-from otf_workflows.dashboard.drafts import Draft, new_draft, open_draft
+from otf_workflows.dashboard.drafts import MOST_STRUCTURE_BYTES, Draft, new_draft, open_draft
 from otf_workflows.dashboard.rendering import page
 from otf_workflows.errors import InputError
 from otf_workflows.store import whoami
@@ -58,7 +58,7 @@ async def write(request: Request, here: Here) -> Response:
         upload = form.get("structure")
         given = None
         if isinstance(upload, UploadFile) and upload.filename:
-            given = (upload.filename, await upload.read())
+            given = (upload.filename, await upload.read(MOST_STRUCTURE_BYTES + 1))
     return await run_in_threadpool(_write, request, here, typed, given)
 
 
