@@ -177,10 +177,11 @@ class Batch:
         return then is not None and (self._incidents.checkpointed(fw_id) or then) > then
 
     def _fence(self) -> None:
-        """Let no failure be written down that is only the end of the batch job.
+        """Let no failure be written down that is only the end, or the size, of the batch job.
 
         The signal that ends us ends the DFT code as well; its labeler would report a failure of
-        the label before this process is gone.
+        the label before this process is gone. And where only the DFT code was killed for its
+        memory, the label runs again with more.
         """
         pad = self._engine.launchpad
         write: Callable[..., Any] = pad.complete_launch
@@ -188,9 +189,33 @@ class Batch:
         def complete(launch_id: int, action: Any = None, state: str = "COMPLETED") -> Any:
             if state == "FIZZLED" and self.ending.is_set():
                 threading.Event().wait()  # the process ends in a moment
+            if state == "FIZZLED" and self._repeats(launch_id, action):
+                return {}
             return write(launch_id, action, state)
 
         pad.complete_launch = complete
+
+    def _repeats(self, launch_id: int, action: Any) -> bool:
+        """Run a job again that failed for want of memory, if the queue has more of it."""
+        stored = (action.stored_data if action else None) or {}
+        details = (stored.get("_exception") or {}).get("_details") or {}
+        batch = self._jobs.get(self.token)
+        if details.get("cause") != FailureCause.MEMORY or batch is None:
+            return False
+        launches = self._incidents.running(self.worker)
+        launch = next((item for item in launches if item["launch_id"] == launch_id), None)
+        if launch is None:
+            return False
+        sentence = self._incidents.repeat(
+            launch,
+            batch=batch,
+            cause=FailureCause.MEMORY,
+            sentence=str(details.get("message")),
+            limits=self.limits,
+        )
+        if sentence:
+            logger.warning(sentence)
+        return sentence is not None
 
 
 def _end(walltime_s: float) -> float:

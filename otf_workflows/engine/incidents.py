@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from otf_workflows.engine.records import utc
 from otf_workflows.engine.recovery import put_back
-from otf_workflows.engine.retries import Grant, Limits, decide
+from otf_workflows.engine.retries import Grant, Limits, Verdict, decide
 from otf_workflows.schemas import Attempt
 from otf_workflows.store import Store
 from otf_workflows.types import FailureCause, Stage
@@ -150,26 +150,90 @@ class Incidents:
         if self._locked(fw_id):
             return None
         job = self._job(fw_id)
-        began = utc(launch.get("time_start"))
-        saved = self.checkpointed(fw_id)
-        verdict = decide(
+        verdict = self._verdict(job, launch, batch=batch, cause=cause, limits=limits)
+        if verdict.again:
+            return self._repeat(job, launch, verdict, batch=batch, cause=cause, sentence=sentence)
+        done = self._write(job, launch, verdict, batch=batch, cause=cause, sentence=sentence)
+        attempt = self._attempt(launch, batch, cause, sentence)
+        self._fail(launch, attempt, f"{sentence}; {verdict.sentence}")
+        return done
+
+    def repeat(
+        self,
+        launch: dict[str, Any],
+        *,
+        batch: BatchJob,
+        cause: FailureCause,
+        sentence: str,
+        limits: Limits,
+    ) -> str | None:
+        """Run a job again that has failed by itself for want of something that it can be given.
+
+        Parameters are those of :meth:`lose`.
+
+        Returns
+        -------
+        str or None
+            What was done; None if the failure stands.
+        """
+        job = self._job(launch["fw_id"])
+        verdict = self._verdict(job, launch, batch=batch, cause=cause, limits=limits)
+        if not verdict.again or self._locked(launch["fw_id"]):
+            return None
+        return self._repeat(job, launch, verdict, batch=batch, cause=cause, sentence=sentence)
+
+    def _verdict(
+        self,
+        job: dict[str, Any],
+        launch: dict[str, Any],
+        *,
+        batch: BatchJob,
+        cause: FailureCause,
+        limits: Limits,
+    ) -> Verdict:
+        began, saved = utc(launch.get("time_start")), self.checkpointed(job["fw_id"])
+        return decide(
             cause,
             earlier=self._earlier(_uuid(job), launch["launch_id"]),
             had=Grant(batch.walltime_s, batch.memory_MiB),
             limits=limits,
             progressed=saved is not None and began is not None and saved > began,
         )
-        attempt = self._attempt(launch, batch, cause, sentence)
+
+    def _repeat(
+        self,
+        job: dict[str, Any],
+        launch: dict[str, Any],
+        verdict: Verdict,
+        *,
+        batch: BatchJob,
+        cause: FailureCause,
+        sentence: str,
+    ) -> str:
+        done = self._write(job, launch, verdict, batch=batch, cause=cause, sentence=sentence)
+        if key := job["spec"].get("label_key"):
+            attempt = self._attempt(launch, batch, cause, sentence)
+            Store(self._database).add_lost_try(key, attempt)
+        put_back(self._pad, job["fw_id"], launch["launch_id"])
+        return done
+
+    def _write(
+        self,
+        job: dict[str, Any],
+        launch: dict[str, Any],
+        verdict: Verdict,
+        *,
+        batch: BatchJob,
+        cause: FailureCause,
+        sentence: str,
+    ) -> str:
+        """Write a loss down, once, and return it in words."""
         self._write_loss(job, launch, cause, verdict.needs, again=verdict.again)
-        done = f"Job {fw_id} '{job['name']}' was lost ({cause}): {sentence}; {verdict.sentence}"
+        done = (
+            f"Job {job['fw_id']} '{job['name']}' was lost ({cause}): {sentence}; {verdict.sentence}"
+        )
         details = {"cause": str(cause), "sentence": sentence, "again": verdict.again}
         self._event(done, job, batch, details, once=launch["launch_id"])
-        if verdict.again:
-            if key := job["spec"].get("label_key"):
-                Store(self._database).add_lost_try(key, attempt)
-            put_back(self._pad, fw_id, launch["launch_id"])
-        else:
-            self._fail(launch, attempt, f"{sentence}; {verdict.sentence}")
         return f"{done}."
 
     # Helpers

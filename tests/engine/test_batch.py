@@ -18,6 +18,7 @@ from otf_workflows.engine.batch import Batch, run_side_by_side, warning_s
 from otf_workflows.engine.packing import limits_of
 from otf_workflows.engine.queue_jobs import BatchJob, BatchState, QueueJobs, new_token, token_in
 from otf_workflows.engine.recovery import put_back_lost_jobs
+from otf_workflows.engine.retries import Limits
 from otf_workflows.engine.worker import Worker
 from otf_workflows.settings import Queue, load_site
 from otf_workflows.store import Store
@@ -201,6 +202,26 @@ def test_a_real_failure_is_written(in_batch_job, engine):
     launch = engine.launchpad.launches.find_one({})
     engine.launchpad.complete_launch(launch["launch_id"], None, "FIZZLED")
     assert the_job(engine).state == "failed"
+
+
+@pytest.mark.parametrize(("memory_MiB", "state"), [(500, "ready"), (1000, "failed")])
+def test_a_dft_code_killed_for_its_memory_gets_more_if_there_is_more(
+    in_batch_job, engine, memory_MiB, state
+):
+    from fireworks import FWAction
+
+    submit(engine, Role.DFT)
+    entered = in_batch_job(Role.DFT)
+    entered.limits = Limits(600.0, 1000)
+    engine.database.otf_queue_jobs.update_one({}, {"$set": {"memory_MiB": memory_MiB}})
+    details = {"message": "pw.x was killed", "cause": "memory", "attempts": [], "directory": "/"}
+    action = FWAction(stored_data={"_exception": {"_details": details, "_stacktrace": ""}})
+    launch = engine.launchpad.launches.find_one({})
+    engine.launchpad.complete_launch(launch["launch_id"], action, "FIZZLED")
+    assert the_job(engine).state == state
+    if state == "ready":
+        needs = engine.database.otf_queue_needs.find_one({})
+        assert needs["grant"]["memory_MiB"] == 1000
 
 
 def test_a_worker_for_one_job_runs_that_job_alone(queued, engine, monkeypatch):
