@@ -64,9 +64,13 @@ def _fireworks_file() -> Check:
     """Tell of FireWorks' files: it takes the first that it finds, the variable's last."""
     name = "FireWorks settings"
     named = os.environ.get("FW_CONFIG_FILE")
-    places = [Path.cwd(), Path(FIREWORKS_DEFAULT).expanduser()]
-    found = [place / "FW_config.yaml" for place in places]
-    found = [file for file in found if file.is_file()]
+    if os.environ.get("MONGOMOCK_SERVERSTORE_FILE"):
+        return Check(
+            name=name,
+            ok=False,
+            detail="MONGOMOCK_SERVERSTORE_FILE makes FireWorks use a mock in the place of MongoDB",
+            hint="unset MONGOMOCK_SERVERSTORE_FILE",
+        )
     if named and not Path(named).is_file():
         return Check(
             name=name,
@@ -74,24 +78,52 @@ def _fireworks_file() -> Check:
             detail=f"FW_CONFIG_FILE names {named}, which does not exist",
             hint="unset FW_CONFIG_FILE",
         )
-    found += [Path(named)] if named else []
-    pads = [place / "my_launchpad.yaml" for place in places]
+    home = Path(FIREWORKS_DEFAULT).expanduser()
+    here = Path.cwd() / "FW_config.yaml"
+    found = [file for file in (home / "FW_config.yaml", here) if file.is_file()]
+    complaint = _import_complaint("fireworks") if found or named else None
+    if complaint:
+        file = here if here.is_file() else [*found, named][0]
+        return Check(
+            name=name,
+            ok=False,
+            detail=f"FireWorks does not start with {file}: {complaint}",
+            hint=f"correct {file}, or move it away",
+        )
+    detail, advice = _in_force(home / "FW_config.yaml", here, Path(named) if named else None)
+    pads = [folder / "my_launchpad.yaml" for folder in (here.parent, home)]
     pads = [file for file in pads if file.is_file()]
-    if not found:
+    if pads:
+        detail += f"; lpad by hand would use {pads[0]}, campaigns use the site file"
+        advice = advice or "use otf for campaigns; lpad -l FILE where you need lpad"
+    return Check(name=name, ok=True, detail=detail, hint=advice)
+
+
+def _in_force(home: Path, here: Path, named: Path | None) -> tuple[str, str | None]:
+    """Tell which of FireWorks' settings files workers read, with advice if it surprises."""
+    advice = None
+    candidates = [file for file in (home, named) if file is not None and file.is_file()]
+    if not candidates:
         detail = "its defaults"
     else:
-        detail = f"{found[0]} is in force in every worker ({_keys(found[0])})"
-        if len(found) > 1:
-            passed_over = ", ".join(str(file) for file in found[1:])
-            detail += f"; passed over: {passed_over} (a file here or in ~/.fireworks comes first)"
-    if not pads:
-        return Check(name=name, ok=True, detail=detail)
-    return Check(
-        name=name,
-        ok=True,
-        detail=f"{detail}; lpad by hand would use {pads[0]}, campaigns use the site file",
-        hint="use otf for campaigns; lpad -l FILE where you need lpad",
-    )
+        detail = f"{candidates[0]} in every worker ({_keys(candidates[0])})"
+    if len(candidates) > 1:
+        detail += f"; passed over: {candidates[1]} ($FW_CONFIG_FILE comes last)"
+        advice = f"move {candidates[0]} away, if the other one is meant"
+    if here.is_file():
+        detail += f"; in this folder {here} ({_keys(here)}), which workers do not see"
+        advice = advice or f"move it to {home}, if workers are meant"
+    return detail, advice
+
+
+def _import_complaint(package: str) -> str | None:
+    """Return why a package cannot be imported; None if it can."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {package}"],
+        capture_output=True, text=True, check=False, timeout=_PATIENCE_S,
+    )  # fmt: skip
+    lines = done.stderr.strip().splitlines()
+    return (lines[-1] if lines else "no message") if done.returncode else None
 
 
 def _jobflow_file() -> Check:

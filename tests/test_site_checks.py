@@ -16,6 +16,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("FW_CONFIG_FILE", raising=False)
+    monkeypatch.delenv("MONGOMOCK_SERVERSTORE_FILE", raising=False)
     monkeypatch.delenv("JOBFLOW_CONFIG_FILE", raising=False)
     monkeypatch.chdir(work)
     return tmp_path
@@ -43,19 +44,43 @@ def test_without_files_fireworks_and_jobflow_have_their_defaults(home):
     assert jobflow.ok
 
 
-def test_a_fireworks_file_here_comes_before_the_one_of_the_variable(home, monkeypatch):
+def test_the_fireworks_file_that_workers_read_is_told_from_those_they_do_not(home, monkeypatch):
     here = home / "work" / "FW_config.yaml"
     here.write_text("PING_TIME_SECS: 60\n")
+    check = site_checks._fireworks_file()
+    assert check.ok
+    assert check.detail.startswith("its defaults; in this folder")
+    assert "sets PING_TIME_SECS" in check.detail
+    assert "move it to" in check.hint
+    here.unlink()
     named = home / "named.yaml"
     named.write_text("SORT_FWS: FIFO\n")
     monkeypatch.setenv("FW_CONFIG_FILE", str(named))
-    (home / ".fireworks").mkdir()
-    (home / ".fireworks" / "my_launchpad.yaml").write_text("host: elsewhere\n")
     check = site_checks._fireworks_file()
-    assert f"{here} is in force in every worker (sets PING_TIME_SECS)" in check.detail
-    assert f"passed over: {named}" in check.detail
+    assert check.detail == f"{named} in every worker (sets SORT_FWS)"
+    assert check.hint is None
+    own = home / ".fireworks" / "FW_config.yaml"
+    own.parent.mkdir()
+    own.write_text("SORT_FWS: FILO\n")
+    (own.parent / "my_launchpad.yaml").write_text("host: elsewhere\n")
+    check = site_checks._fireworks_file()
+    assert check.detail.startswith(f"{own} in every worker (sets SORT_FWS); passed over: {named}")
     assert "my_launchpad.yaml" in check.detail
-    assert check.ok
+
+
+def test_a_fireworks_file_that_stops_every_worker_is_a_failure(home):
+    (home / "work" / "FW_config.yaml").write_text("PING_TIME: 60\n")
+    check = site_checks._fireworks_file()
+    assert not check.ok
+    assert "unknown parameter: PING_TIME" in check.detail
+    assert "move it away" in check.hint
+
+
+def test_a_mock_in_the_place_of_mongodb_is_a_failure(home, monkeypatch):
+    monkeypatch.setenv("MONGOMOCK_SERVERSTORE_FILE", str(home / "store.json"))
+    check = site_checks._fireworks_file()
+    assert not check.ok
+    assert check.hint == "unset MONGOMOCK_SERVERSTORE_FILE"
 
 
 @pytest.mark.parametrize("variable", ["FW_CONFIG_FILE", "JOBFLOW_CONFIG_FILE"])

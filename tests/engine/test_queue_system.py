@@ -1,13 +1,14 @@
 """Jobs are submitted, listed, ended and explained by a real Slurm."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from otf_workflows.engine import queue_base, queue_script
-from otf_workflows.engine.queue_slurm import _complaint, _fate_of_record, _fields, fate
+from otf_workflows.engine import queue_base, queue_script, queue_slurm
+from otf_workflows.engine.queue_slurm import _complaint, _fate_of_record, _fields, _queue_job, fate
 from otf_workflows.engine.queue_system import (
     WARNING_SIGNAL,
     QueueJobState,
@@ -309,6 +310,63 @@ def test_a_record_with_blanks_in_its_values_is_read():
     found = _fate_of_record(record)
     assert found.sentence == "Slurm says TIMEOUT on n1 after 86480 s"
     assert _fate_of_record({**record, "JobState": "PENDING"}) is None
+
+
+SACCT = """\
+11|COMPLETED|0:0|n1|00:01:00
+11.batch|COMPLETED|0:0|n1|00:01:00
+12|CANCELLED by 1000|0:0|n1|00:00:07
+12.batch|CANCELLED|0:15|n1|00:00:08
+13|FAILED|1:0|n2|1-00:00:05
+13.batch|FAILED|1:0|n2|1-00:00:05
+13.0|OUT_OF_MEMORY|0:125|n2|1-00:00:01
+14|RUNNING|0:0|n2|00:00:09
+15|TIMEOUT|0:0|None assigned|00:00:00
+"""
+"""What sacct prints with accounting, steps included."""
+
+
+def test_accounts_tell_of_jobs_that_the_controller_has_forgotten(monkeypatch):
+    asked = []
+
+    def answer(command, **_):
+        asked.append(command[:2])
+        if command[0] == "scontrol":
+            said = "slurm_load_jobs error: Invalid job id specified"
+            return subprocess.CompletedProcess(command, 1, stdout="", stderr=said)
+        return subprocess.CompletedProcess(command, 0, stdout=SACCT, stderr="")
+
+    monkeypatch.setattr(queue_slurm, "ask", answer)
+    fates = QueueSystem(DFT).fates(["11", "12", "13", "14", "15", "16"])
+    assert {job_id: fate.cause for job_id, fate in fates.items()} == {
+        "11": None,
+        "12": FailureCause.KILLED,
+        "13": FailureCause.MEMORY,  # a step says so, the job only that it failed
+        "15": FailureCause.WALLTIME,
+    }
+    assert fates["12"].sentence == "Slurm says CANCELLED by 1000 on n1 after 7 s"
+    assert fates["15"].sentence == "Slurm says TIMEOUT"
+    assert asked.count(["sacct", "-n"]) == 1
+    assert ["sacct", "--completion"] not in asked
+
+
+def test_without_any_accounts_nobody_knows(monkeypatch):
+    def answer(command, **_):
+        if command[0] == "scontrol":
+            said = "slurm_load_jobs error: Invalid job id specified"
+            return subprocess.CompletedProcess(command, 1, stdout="", stderr=said)
+        said = "Slurm accounting storage is disabled"
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr=said)
+
+    monkeypatch.setattr(queue_slurm, "ask", answer)
+    assert QueueSystem(DFT).fates(["11"]) == {}
+
+
+def test_a_state_that_is_not_known_is_taken_for_alive():
+    job = _queue_job("7|SOMETHING_NEW|None|n1|otf-dft-a|b")
+    assert job.state is QueueJobState.RUNNING
+    assert job.name == "otf-dft-a|b"
+    assert _fate_of_record({"JobState": "SOMETHING_NEW"}) is None
 
 
 @pytest.mark.parametrize(
