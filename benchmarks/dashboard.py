@@ -4,7 +4,7 @@
 
 A real mongod is filled with synthetic documents; a real server process answers one request after
 the other, each page in turn, while one page is open and a campaign is at work (every second a label
-changes), so that nothing is answered from memory alone. Both processes share this machine.
+changes), so that little is answered from memory. Both processes share this machine.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import psutil
 from otf_workflows.connection import connect
 from otf_workflows.dashboard.queries.indexes import ensure_indexes
 from otf_workflows.engine.host import free_port
+from otf_workflows.engine.launchpad import launchpad
 from otf_workflows.schemas import now
 from otf_workflows.store import Store
 from otf_workflows.testing.campaigns import synthetic_campaign
 from otf_workflows.testing.launchpad import (
     SyntheticLaunchPad,
-    synthetic_launchpad,
     synthetic_running_cycle,
 )
 from otf_workflows.testing.mongo import ephemeral_mongod, fresh_site
@@ -52,54 +52,61 @@ settings = DashboardSettings(
 )
 serve.serve(settings, on_ready=lambda: print("ready", flush=True))
 """
-NAMES = [f"campaign-{number}" for number in range(8)]
-"""Of these the last one is at work."""
-SHARES = [0.4, *[0.6 / 7] * 7]
-"""One campaign has far more labels than the others."""
+N_CAMPAIGNS = 46
+NAMES = [f"campaign-{number}" for number in range(N_CAMPAIGNS)]
+"""What a group has after some years. The first has five times more labels than the others, the
+last one is at work."""
+LABELS_PER_CYCLE = 100
 
 
 def fill(store: Store, *, n_labels: int, n_fireworks: int) -> None:
-    """Write campaigns, then multiply their labels and workflows."""
+    """Write campaigns, then multiply their cycles, labels and workflows."""
     for number, name in enumerate(NAMES):
         last = name == NAMES[-1]
         synthetic_campaign(
             store, name=name, seed=number, n_cycles=3 if last else 4, production=not last
         )
-        synthetic_launchpad(store, name)
     synthetic_running_cycle(store, NAMES[-1])
-    labels = store.database.otf_labels
-    for name, share in zip(NAMES, SHARES, strict=True):
-        examples = list(labels.find({"wanted_by.campaign": name}, {"_id": 0}))
-        wanted, made = int(share * n_labels), []
-        for number in range(wanted - len(examples)):
-            label = dict(examples[number % len(examples)])
-            label["key"] = f"{number:08x}{name[-1]}{label['key'][9:]}"
-            label["updated"] = now() - timedelta(seconds=number * 30)
-            if label["state"] in {"running", "pending"}:
-                label["state"] = "done"
-            made.append(label)
-            if len(made) == 2000:
-                labels.insert_many(made)
-                made = []
-        if made:
-            labels.insert_many(made)
+    each = n_labels // (N_CAMPAIGNS + 4)
+    for name in NAMES:
+        multiply(store, name, n_labels=each * (5 if name == NAMES[0] else 1))
     pad = SyntheticLaunchPad(store.database)
-    left = n_fireworks - store.database.fireworks.estimated_document_count()
-    cycle = 10
+    left, cycle = n_fireworks, 10
     while left > 0:
-        keys = [(f"{cycle:04x}{i:060x}", LabelState.DONE) for i in range(min(200, left))]
-        if keys:
-            keys[0] = (keys[0][0], LabelState.FAILED)
+        keys = [(f"{cycle:04x}{i:060x}", LabelState.DONE) for i in range(LABELS_PER_CYCLE)]
+        keys[0] = (keys[0][0], LabelState.FAILED)
         started = now() - timedelta(hours=cycle)
-        pad.cycle(NAMES[cycle % 7], cycle, keys, started=started)
+        pad.cycle(NAMES[cycle % (N_CAMPAIGNS - 1)], cycle, keys, started=started)
         left -= len(keys) + 7
         cycle += 1
     pad.write()
 
 
+def multiply(store: Store, name: str, *, n_labels: int) -> None:
+    """Give a finished campaign more cycles with more labels, like those it has."""
+    labels, cycles = store.database.otf_labels, store.database.otf_cycles
+    examples = list(labels.find({"wanted_by.campaign": name}, {"_id": 0}))
+    if name != NAMES[-1]:
+        example = cycles.find_one({"campaign": name, "cycle": 3}, {"_id": 0})
+        first, n_cycles = 4, n_labels // LABELS_PER_CYCLE
+        cycles.update_one({"campaign": name, "kind": "production"}, {"$set": {"cycle": n_cycles}})
+        cycles.insert_many([{**example, "cycle": number} for number in range(first, n_cycles)])
+    made = []
+    for number in range(n_labels - len(examples)):
+        label = dict(examples[number % len(examples)])
+        label["key"] = f"{number:08x}{NAMES.index(name):04x}{label['key'][12:]}"
+        label["updated"] = now() - timedelta(seconds=number * 30)
+        cycle = number // LABELS_PER_CYCLE if name != NAMES[-1] else number % 3
+        label["wanted_by"] = [{**label["wanted_by"][0], "cycle": cycle}]
+        if label["state"] in {"running", "pending"}:
+            label["state"] = "done"
+        made.append(label)
+    labels.insert_many(made)
+
+
 def disturb(store: Store, stop: threading.Event) -> None:
     """Let a label of the campaign at work change every second."""
-    query = {"wanted_by.campaign": NAMES[-1]}
+    query = {"wanted_by": {"$elemMatch": {"campaign": NAMES[-1], "cycle": 3}}}
     key = store.database.otf_labels.find_one(query)["key"]
     while not stop.wait(1.0):
         store.database.otf_labels.update_one({"key": key}, {"$set": {"updated": now()}})
@@ -161,6 +168,7 @@ def main() -> None:
             database = connect(site)
             store = Store(database)
             began = time.perf_counter()
+            launchpad(site)  # with FireWorks' own indexes
             fill(store, n_labels=options.labels, n_fireworks=options.fireworks)
             ensure_indexes(database)
             print(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request  # noqa: TC002  FastAPI reads it at run time
 
-from otf_workflows.dashboard.queries.glance import ProgressCache
 from otf_workflows.dashboard.queries.labels import OverviewCache
+from otf_workflows.dashboard.queries.ledgers import LedgerCache
+from otf_workflows.dashboard.queries.progress import ProgressCache, RoleCounts
 from otf_workflows.dashboard.queries.reader import jobs_reader
 from otf_workflows.errors import DatabaseError
 from otf_workflows.store import Store
@@ -39,6 +40,8 @@ class Backend:
         self._database: Database[dict[str, Any]] | None = None
         self._engine: Engine | None = None
         self.progress = ProgressCache()
+        self.ledgers = LedgerCache()
+        self.roles = RoleCounts()
         self.label_overviews = OverviewCache()
 
     @property

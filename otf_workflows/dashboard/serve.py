@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import json
 import secrets
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from otf_workflows.dashboard.settings import EVERYWHERE, LOOPBACK
 from otf_workflows.engine.host import free_port, is_free, write_private
-from otf_workflows.errors import ConfigurationError, InputError, NotFoundError
+from otf_workflows.errors import ConfigurationError, InputError, NotFoundError, OtfError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from otf_workflows.dashboard.backend import Backend
     from otf_workflows.dashboard.settings import DashboardSettings
 
 USUAL_PORT = 8700
@@ -171,6 +174,8 @@ def serve(settings: DashboardSettings, *, on_ready: Callable[[], None]) -> None:
             await super().startup(sockets)
             if self.started:
                 on_ready()
+                # The first look at many campaigns takes a while; its reader need not wait for it.
+                asyncio.get_running_loop().run_in_executor(None, _look_ahead, app.state.backend)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.state.live.close()  # open streams would hold the server up
@@ -190,6 +195,15 @@ def serve(settings: DashboardSettings, *, on_ready: Callable[[], None]) -> None:
             timeout_graceful_shutdown=3,
         )
     ).run()
+
+
+def _look_ahead(backend: Backend) -> None:
+    """Reckon what the first page shows, so that it is there when it is asked for."""
+    from otf_workflows.dashboard.queries.glance import glance
+    from otf_workflows.schemas import now
+
+    with suppress(OtfError):  # whoever opens the page is told
+        glance(backend, since=now())
 
 
 def note_of(settings: DashboardSettings) -> Note:

@@ -6,7 +6,7 @@ import pytest
 
 from otf_workflows.dashboard.backend import Backend
 from otf_workflows.dashboard.pages.glance import NEW_VISIT, Visit
-from otf_workflows.dashboard.queries import glance as module
+from otf_workflows.dashboard.queries import progress as module
 from otf_workflows.dashboard.queries.glance import glance
 from otf_workflows.dashboard.queries.indexes import ensure_indexes, missing_indexes
 from otf_workflows.dashboard.queries.news import news
@@ -109,3 +109,42 @@ def test_indexes_are_made_once_and_missed_when_they_are_gone(database):
     assert missing_indexes(database) == []
     database.otf_labels.drop_indexes()
     assert any(line.startswith("otf_labels") for line in missing_indexes(database))
+
+
+def test_ledgers_follow_labels_that_change_arrive_and_are_shared(backend, store, at_work):
+    from otf_workflows.dashboard.queries.campaign import label_ledgers
+
+    def agree():
+        kept = backend.ledgers.of(store, at_work)
+        assert kept == label_ledgers(store, at_work)
+        return sum(ledger.n_labels for ledger in kept.values())
+
+    n_labels = agree()
+    failed = store.labels(campaign=at_work, states=["failed"], light=True)[0]
+    store.reset_label(failed.key)
+    assert agree() == n_labels
+    other = store.labels(campaign=at_work, limit=1)[0]
+    store.database.otf_labels.update_one(
+        {"key": other.key}, {"$set": {"wanted_by": [{"campaign": "another", "cycle": 0}]}}
+    )
+    # Wanting a label that is there already leaves no date behind.
+    wish = {"campaign": at_work, "cycle": 1, "purpose": "audit"}
+    store.database.otf_labels.update_one({"key": other.key}, {"$push": {"wanted_by": wish}})
+    assert agree() == n_labels
+    wish = {"campaign": at_work, "cycle": 2, "purpose": "audit"}
+    copy = store.database.otf_labels.find_one({"key": other.key}, {"_id": 0})
+    copy |= {"key": "f" * 64, "wanted_by": [{"campaign": "another", "cycle": 0}]}
+    store.database.otf_labels.insert_one(copy)
+    assert agree() == n_labels
+    store.database.otf_labels.update_one({"key": "f" * 64}, {"$push": {"wanted_by": wish}})
+    assert agree() == n_labels + 1
+
+
+def test_numbers_of_jobs_follow_the_launch_pad(backend, database, at_work):
+    before = backend.roles.of(database)["control"]
+    assert backend.roles.of(database)["control"] is before
+    database.fireworks.update_one(
+        {"name": "assess", "state": "WAITING"},
+        {"$set": {"state": "READY", "updated_on": now().isoformat()}},
+    )
+    assert backend.roles.of(database)["control"] != before

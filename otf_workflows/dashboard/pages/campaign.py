@@ -43,7 +43,15 @@ def figure(here: Here, name: str, figure: str) -> JSONResponse:
 
 def _view(here: Backend, name: str) -> CampaignView:
     with here.reading():
-        return campaign_view(here.store, here.reader, name, dft_workers=here.dft_workers)
+        store = here.store
+        store.campaign(name)  # a name that nobody has is said to be so, with the nearest ones
+        return campaign_view(
+            store,
+            here.reader,
+            name,
+            progress=here.progress.of(here, name),
+            ledgers=here.ledgers.of(store, name),
+        )
 
 
 def chosen(made: list[Figure], name: str) -> JSONResponse:

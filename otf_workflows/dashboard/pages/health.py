@@ -9,7 +9,6 @@ from fastapi.responses import Response
 
 from otf_workflows.dashboard.backend import Backend, backend
 from otf_workflows.dashboard.queries.health import health, process_facts
-from otf_workflows.dashboard.queries.jobs import role_counts
 from otf_workflows.dashboard.rendering import page
 
 router = APIRouter()
@@ -21,7 +20,7 @@ def show(request: Request, here: Annotated[Backend, Depends(backend)]) -> Respon
     from otf_workflows import __version__
 
     with here.reading() as database:
-        roles = role_counts(database)
+        roles = here.roles.of(database)
         view = health(here, roles)
     facts = process_facts() | {
         "version": __version__,

@@ -14,7 +14,6 @@ from otf_workflows.dashboard.queries.jobs import (
     PAGE_SIZE,
     JobFilter,
     job_page,
-    role_counts,
     workflow_page,
     workflow_row,
 )
@@ -63,7 +62,7 @@ def show_jobs(
     """List jobs."""
     with here.reading() as database:
         listing = job_page(database, wanted)
-        roles = role_counts(database)
+        roles = here.roles.of(database)
     return page(
         request, "jobs.html.jinja", wanted=wanted, listing=listing, roles=roles, size=PAGE_SIZE,
         states=list(JobState), all_roles=list(Role), stages=list(Stage),

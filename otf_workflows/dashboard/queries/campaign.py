@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.progress import campaign_progress
+from otf_workflows.reconcile import stage_records
 from otf_workflows.report import words
 from otf_workflows.report.data import decisions
 from otf_workflows.schemas import CampaignDocument, Frame, now
-from otf_workflows.types import CampaignState, LabelState
+from otf_workflows.types import CampaignState, CycleState, LabelState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,8 @@ class LabelLedger:
     ----------
     counts
         Labels by state.
+    n_own
+        Labels that this campaign was the first to ask for.
     n_reused
         Finished labels that another campaign had paid for, or that were imported.
     n_calls
@@ -42,6 +45,7 @@ class LabelLedger:
     """
 
     counts: dict[LabelState, int] = field(default_factory=lambda: dict.fromkeys(LabelState, 0))
+    n_own: int = 0
     n_reused: int = 0
     n_calls: int = 0
     core_hours: float = 0.0
@@ -60,6 +64,7 @@ class LabelLedger:
         """Return both together."""
         return LabelLedger(
             counts={state: self.counts[state] + other.counts[state] for state in LabelState},
+            n_own=self.n_own + other.n_own,
             n_reused=self.n_reused + other.n_reused,
             n_calls=self.n_calls + other.n_calls,
             core_hours=self.core_hours + other.core_hours,
@@ -176,7 +181,13 @@ def campaign_lines(store: Store) -> list[CampaignLine]:
 
 
 def campaign_view(
-    store: Store, engine: Engine | None, name: str, *, dft_workers: int = 1
+    store: Store,
+    engine: Engine | None,
+    name: str,
+    *,
+    dft_workers: int = 1,
+    progress: CampaignProgress | None = None,
+    ledgers: dict[int, LabelLedger] | None = None,
 ) -> CampaignView:
     """Return what the page of a campaign shows.
 
@@ -190,16 +201,26 @@ def campaign_view(
         Campaign.
     dft_workers
         Labels computed at once on this site.
+    progress, ledgers
+        Where it stands and what its labels cost, if that is known already.
 
     Raises
     ------
     NotFoundError
         If there is no such campaign.
     """
-    progress = campaign_progress(store, engine, name, dft_workers=dft_workers)
+    if progress is None:
+        progress = campaign_progress(store, engine, name, dft_workers=dft_workers)
     document = store.campaign(name)
     cycles = store.cycles(name, light=True)
-    ledgers = label_ledgers(store, name)
+    if engine is not None and cycles and cycles[-1].state is not CycleState.DONE:
+        # Written down every few seconds; the launch pad knows now.
+        last = cycles[-1]
+        jobs = engine.jobs(campaign=name, cycle=last.cycle, kind=last.kind)
+        stages = stage_records(jobs) or last.stages
+        cycles[-1] = last.model_copy(update={"stages": stages})
+    if ledgers is None:
+        ledgers = label_ledgers(store, name)
     lines = [cycle_line(cycle, ledgers.get(cycle.cycle, LabelLedger())) for cycle in cycles]
     total = sum(ledgers.values(), LabelLedger())
     return CampaignView(
@@ -240,15 +261,30 @@ def cycle_line(cycle: CycleDocument, ledger: LabelLedger) -> CycleLine:
     )
 
 
-def label_ledgers(store: Store, campaign: str) -> dict[int, LabelLedger]:
-    """Return what the labels of each cycle cost; one pass over the labels of the campaign."""
+def label_ledgers(
+    store: Store, campaign: str, *, cycles: Sequence[int] | None = None
+) -> dict[int, LabelLedger]:
+    """Return what the labels of each cycle cost; one pass over the labels of the campaign.
+
+    Parameters
+    ----------
+    store
+        Our collections.
+    campaign
+        Name of the campaign.
+    cycles
+        Only of these cycles; None for all.
+    """
+    wish: dict[str, Any] = {"campaign": campaign}
+    if cycles is not None:
+        wish["cycle"] = {"$in": list(cycles)}
     tries = {"$add": [{"$size": {"$ifNull": [f"${name}", []]}} for name in ("attempts", "earlier")]}
     done = {"$eq": ["$state", str(LabelState.DONE)]}
     first = {"$first": "$wanted_by"}
     wishes = {"$filter": {"input": "$wanted_by", "cond": {"$eq": ["$$this.campaign", campaign]}}}
     own = {"$and": [{"$eq": ["$payer", campaign]}, {"$not": ["$imported"]}]}
     pipeline: list[dict[str, Any]] = [
-        {"$match": {"wanted_by.campaign": campaign}},
+        {"$match": {"wanted_by": {"$elemMatch": wish}}},
         {
             "$project": {
                 "_id": 0,
@@ -265,6 +301,7 @@ def label_ledgers(store: Store, campaign: str) -> dict[int, LabelLedger]:
             "$group": {
                 "_id": {"cycle": "$cycle.cycle", "state": "$state"},
                 "n": {"$sum": 1},
+                "own": {"$sum": {"$cond": [own, 1, 0]}},
                 "reused": {"$sum": {"$cond": [{"$and": [done, {"$not": [own]}]}, 1, 0]}},
                 "calls": {"$sum": "$calls"},
                 "hours": {"$sum": {"$cond": [own, "$core_hours", 0.0]}},
@@ -276,7 +313,11 @@ def label_ledgers(store: Store, campaign: str) -> dict[int, LabelLedger]:
         cycle = int(row["_id"]["cycle"])
         counts = dict.fromkeys(LabelState, 0) | {LabelState(row["_id"]["state"]): row["n"]}
         ledgers[cycle] = ledgers.get(cycle, LabelLedger()) + LabelLedger(
-            counts=counts, n_reused=row["reused"], n_calls=row["calls"], core_hours=row["hours"]
+            counts=counts,
+            n_own=row["own"],
+            n_reused=row["reused"],
+            n_calls=row["calls"],
+            core_hours=row["hours"],
         )
     return dict(sorted(ledgers.items()))
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.dashboard.queries.health import Check, brief
-from otf_workflows.dashboard.queries.jobs import role_counts
 from otf_workflows.dashboard.queries.news import Happening, News, happenings, news
-from otf_workflows.progress import campaign_progress
 from otf_workflows.types import CampaignState
 
 if TYPE_CHECKING:
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
 
 MOST_ENDED = 8
 """Campaigns that are over, newest first; the others are on a page of their own."""
-FRESH_S = 5.0
-"""What is said of a campaign at work is at most this old, since times run on (s)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ def glance(backend: Backend, *, since: datetime) -> Glance:
     """
     with backend.reading() as database:
         rows, n_more = campaign_rows(backend, database)
-        roles = role_counts(database)
+        roles = backend.roles.of(database)
         return Glance(
             campaigns=rows,
             n_more=n_more,
@@ -97,57 +91,3 @@ def fresh_errors(progress: CampaignProgress) -> list[float]:
     """Return the force RMSE (eV/Å) of each cycle's model on labels it had not seen."""
     found = [cycle.errors.get("incumbent/fresh") for cycle in progress.errors]
     return [item.force_rmse_eV_A for item in found if item is not None]
-
-
-class ProgressCache:
-    """Remembers where each campaign stands until something about it has changed.
-
-    A campaign that ended last year takes three indexed look-ups, not a walk over its labels.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: dict[str, tuple[str, float, CampaignProgress]] = {}
-
-    def of(self, backend: Backend, name: str) -> CampaignProgress:
-        """Return where a campaign stands.
-
-        Parameters
-        ----------
-        backend
-            The database.
-        name
-            The campaign.
-        """
-        stamp = _stamp(backend.database, name)
-        with self._lock:
-            kept = self._kept.get(name)
-        if kept is not None and kept[0] == stamp:
-            progress = kept[2]
-            if progress.state.terminal or time.monotonic() - kept[1] < FRESH_S:
-                return progress
-        progress = campaign_progress(
-            backend.store, backend.reader, name, dft_workers=backend.dft_workers
-        )
-        with self._lock:
-            self._kept[name] = (stamp, time.monotonic(), progress)
-        return progress
-
-
-def _stamp(database: Database[dict[str, Any]], name: str) -> str:
-    """Return a text that changes when anything that progress is made of changes."""
-    campaign = database.otf_campaigns.find_one(
-        {"name": name}, {"state": 1, "reason": 1, "totals": 1, "incumbent_id": 1, "finished": 1}
-    )
-    cycle = database.otf_cycles.find_one(
-        {"campaign": name},
-        {"cycle": 1, "state": 1, "stages": 1, "errors": 1, "verdict": 1},
-        sort=[("cycle", -1)],
-    )
-    label = database.otf_labels.find_one(
-        {"wanted_by.campaign": name}, {"updated": 1}, sort=[("updated", -1)]
-    )
-    job = database.fireworks.find_one(
-        {"spec.campaign": name}, {"updated_on": 1}, sort=[("updated_on", -1)]
-    )
-    return repr((campaign, cycle, label, job))

@@ -14,7 +14,7 @@ INDEXES: dict[str, list[list[tuple[str, int]]]] = {
         [("state", 1), ("cause", 1), ("updated", -1), ("key", 1)],
         [("wanted_by.campaign", 1), ("updated", -1), ("key", 1)],
         [("wanted_by.campaign", 1), ("state", 1), ("updated", -1), ("key", 1)],
-        [("wanted_by.0.campaign", 1), ("imported", 1), ("core_hours", 1)],
+        [("wanted_by.campaign", 1), ("created", 1), ("key", 1)],
     ],
     "fireworks": [
         [("spec.campaign", 1), ("updated_on", -1)],
