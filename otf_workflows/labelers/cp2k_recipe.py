@@ -29,7 +29,7 @@ CHANGES: dict[str, Any] = {"ot": False, "eps_pgf_orb": None}
 """What we change in atomate2's set beside the recipe's own values.
 
 Orbital transformation cannot do k-points nor occupations other than 0 and 1. Overlaps are cut where
-EPS_DEFAULT says, not at 1e-16: see the measurement in docs/explanation/level_of_theory.md."""
+EPS_DEFAULT says, not at 1e-16, which takes twice the time (docs/explanation/level_of_theory.md)."""
 
 INSTALL = "apt-get install --no-install-recommends cp2k cp2k-data"
 

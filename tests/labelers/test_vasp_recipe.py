@@ -167,3 +167,23 @@ def test_every_trained_potential_that_is_named_is_registered():
 
     assert {name for names in TRAINED_ON.values() for name in names} <= POTENTIALS.keys()
     assert IN_WORDS.keys() == TRAINED_ON.keys() == CHANGES.keys()
+
+
+def test_mixed_u_is_among_the_words_of_a_trainings_alignment():
+    from types import SimpleNamespace
+
+    from otf_workflows.alignment import Alignment
+    from otf_workflows.jobs.finetune import _alignment
+
+    found = Alignment(
+        shifts_eV={}, separable=False, compositions=[], residual_eV_atom=0.3, sentences=["one"]
+    )
+    campaign = SimpleNamespace(labels={"code": "vasp", "recipe": "mptrj"})
+    oxide, metal = (
+        SimpleNamespace(frame=Frame(numbers=n, cell_A=np.eye(3).tolist(), positions_A=[]))
+        for n in ([26, 8], [26])
+    )
+    assert _alignment(found, campaign, [oxide, oxide])["sentences"] == ["one"]
+    one, mixed = _alignment(found, campaign, [oxide, metal])["sentences"]
+    assert one == "one"
+    assert mixed.startswith("Fe has U")
