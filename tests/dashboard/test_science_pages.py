@@ -102,6 +102,21 @@ def test_a_campaign_that_was_only_submitted_says_the_next_command(client, store)
     assert client.get(f"/campaigns/{name}/figures/nothing.json").status_code == 404
 
 
+def test_a_campaign_at_work_tells_what_is_going_on_and_what_may_still_come(client, at_work, store):
+    html = client.get(f"/campaigns/{at_work}").text
+    assert re.search(r"At most \d+ more labels? of [\d.]+ core-hours each", html)
+    newest = store.cycles(at_work)[-1]
+    assert newest.finished is None
+    assert "so far" in html
+    drawn = client.get(f"/campaigns/{at_work}/figures/timeline.json").json()
+    assert f"cycle {newest.cycle}" in {y for trace in drawn["data"] for y in trace["y"]}
+    cycle = client.get(f"/campaigns/{at_work}/cycles/{newest.cycle}").text
+    assert "No verdict yet" in cycle
+    assert cycle.count('class="still"') == min(len(newest.selection.keys), 12)
+    costs = client.get(f"/campaigns/{at_work}/figures/costs.json").json()
+    assert "at most" in {trace.get("name") for trace in costs["data"]}
+
+
 def test_empty_lists_say_the_next_command(client):
     assert "otf init" in client.get("/campaigns").text
     assert "otf submit" in client.get("/models").text

@@ -201,8 +201,8 @@ def uncertainty(view: ProductionView) -> Figure:
         colour=BLUE,
         shapes=[line],
         annotations=[text],
-        note="Among more atoms the worst one is worse: this does not compare with the walkers of a "
-        "smaller cell.",
+        note="A larger cell than the labelled one has motions that no label shows, and more atoms "
+        "among which the worst is picked: this does not compare with the walkers.",
     )
 
 
