@@ -163,6 +163,9 @@ def _settings(
     )
     if len({symbol for symbol, *_ in kinds}) != len({tuple(kind) for kind in kinds}):
         level["kinds"] = sorted({" ".join(kind) for kind in kinds})
+    fixed = re.search(r"^ +FIXED_MAGNETIC_MOMENT +(\S+)", text, re.MULTILINE)
+    if fixed and float(fixed.group(1)) >= 0:
+        level["fixed_moment_muB"] = tidy(float(fixed.group(1)))
     charge = float(_one(text, r"^ DFT\| Charge +(\S+)"))
     if charge:
         level["charge_e"] = tidy(charge)

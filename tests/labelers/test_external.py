@@ -322,6 +322,18 @@ def test_a_spin_polarised_output_is_no_label_of_a_recipe_without_spin(oxygen, tm
     assert [s.partition(":")[0] for s in found] == ["spin", "starting_moments_muB"]
 
 
+def test_a_moment_that_was_held_fixed_is_another_level_of_theory(oxygen, tmp_path):
+    text = (RECORDED / "cp2k/o2_spin.out").read_text()
+    (tmp_path / "fixed.out").write_text(
+        text.replace(" &END GLOBAL", " &END GLOBAL\n         FIXED_MAGNETIC_MOMENT     2.0E+00", 1)
+    )
+    recipe = parse_recipe({"code": "cp2k", **MAGNETIC["cp2k"][1], **SPIN})
+    files = {"out": tmp_path / "fixed.out"}
+    run, _ = ended(Cp2kRun, oxygen, recipe, tmp_path, files=files)
+    found = differences(recipe.level_of_theory([8]), run.result.settings)
+    assert found == ["fixed_moment_muB: not asked for, the output says 2.0"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
