@@ -54,10 +54,10 @@ done
 
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=$(command -v python3 || true)
-"${python:-false}" -c 'import otf_workflows' 2>/dev/null ||
+"${python:-false}" -P -c 'import otf_workflows, psutil' 2>/dev/null ||
   die 5 "OTF Workflows is not installed for ${python:-python3}." "next: deploy/setup.sh --dev"
 
-"$python" -m otf_workflows.testing.local_cluster "$action" "${options[@]}" "$folder"
+"$python" -P -m otf_workflows.testing.local_cluster "$action" "${options[@]}" "$folder"
 
 if [[ $action == up ]]; then
   folder=$(cd -- "$folder" && pwd -P)

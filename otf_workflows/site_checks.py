@@ -40,14 +40,11 @@ def configuration(site: Site) -> Check:
     origins = [origin for origin, path in found if path.resolve() == winner]
     others = [f"{path} ({origin})" for origin, path in found if path.resolve() != winner]
     detail = f"{site.source} ({origins[0] if origins else '--site'})"
-    if not others:
-        return Check(name="site file", ok=True, detail=detail)
-    return Check(
-        name="site file",
-        ok=True,
-        detail=f"{detail}; passed over: {', '.join(others)}",
-        hint=f"unset {SITE_FILE_VARIABLE}, or name the file with --site, if another one is meant",
-    )
+    if others:
+        detail += f"; passed over: {', '.join(others)}"
+    surprising = bool(others) and bool(origins)
+    advice = f"unset {SITE_FILE_VARIABLE}, or name the file with --site, if another one is meant"
+    return Check(name="site file", ok=True, detail=detail, hint=advice if surprising else None)
 
 
 def foreign_files() -> Iterator[Check]:

@@ -34,7 +34,9 @@ def test_the_site_file_in_force_and_those_passed_over_are_named(home, monkeypatc
     assert "unset OTF_SITE_FILE" in check.hint
     other = home / "other.yaml"
     other.write_text("{}\n")
-    assert site_checks.configuration(load_site(other)).detail.startswith(f"{other} (--site)")
+    check = site_checks.configuration(load_site(other))
+    assert check.detail.startswith(f"{other} (--site); passed over")
+    assert check.hint is None  # nobody is surprised who named it
 
 
 def test_without_files_fireworks_and_jobflow_have_their_defaults(home):

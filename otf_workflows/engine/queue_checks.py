@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 import sys
@@ -23,7 +24,7 @@ from otf_workflows.preflight import Check
 from otf_workflows.settings import STATE_DIR_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from otf_workflows.campaign import Campaign
@@ -34,6 +35,12 @@ TEST_WALLTIME_S = 600
 """Time a test job asks for (s): it takes one minute, and short jobs start sooner."""
 LOOK_S = 1.0
 """Pause between two looks at the queue (s)."""
+_COMPLAINT = re.compile(
+    r"command not found|unable to locate a module|lmod has detected the following error|"
+    r"\berror:.*module|no such file or directory",
+    re.IGNORECASE,
+)
+"""What a shell and module systems say of a line under ``environment`` that did not work."""
 ANSWER_S = 20.0
 """How long a shared folder may take to show what a job wrote on its node (s)."""
 
@@ -229,6 +236,16 @@ def _read(job: _TestJob) -> list[Check]:
     checks = [Check.model_validate(item) for item in found["checks"]]
     head = Check(name=job.name, ok=True, detail=f"batch job {job.job_id} ran on {found['node']}")
     where = f"{job.role} on {found['node']}"
+    complaints = [line for line in _printed(job) if _COMPLAINT.search(line)]
+    if complaints:  # such lines end no script: the job goes on without what they should bring
+        checks.append(
+            Check(
+                name="environment",
+                ok=False,
+                detail=complaints[0],
+                hint=_environment_hint(job.role, complaints),
+            )
+        )
     return [head, *(c.model_copy(update={"name": f"{where}: {c.name}"}) for c in checks)]
 
 
@@ -236,15 +253,25 @@ def _no_answer(job: _TestJob, fate: Fate | None) -> Check:
     """Explain a job that ended without having written anything."""
     words = [f"batch job {job.job_id} left no answer in {job.folder}"]
     words += [fate.sentence] if fate else []
-    printed = [line for file in sorted(job.folder.glob("*.err*")) for line in _lines(file)]
+    printed = _printed(job)
     words += printed[-1:]
     if fate is not None and fate.cause is None:
         hint = "state_dir must be a folder that compute nodes share with this machine"
     else:
-        hint = f"check environment and python of queues.{job.role} in the site file"
-        if any("module: command not found" in line for line in printed):
-            hint = f"begin environment of queues.{job.role} with 'source /etc/profile'"
+        hint = _environment_hint(job.role, printed)
     return Check(name=job.name, ok=False, detail="; ".join(words), hint=hint)
+
+
+def _environment_hint(role: Role, printed: Sequence[str]) -> str:
+    """Return what to change in the site file, by what a job printed."""
+    if any("module: command not found" in line for line in printed):
+        return f"begin environment of queues.{role} with 'source /etc/profile'"
+    return f"check environment and python of queues.{role} in the site file"
+
+
+def _printed(job: _TestJob) -> list[str]:
+    """Return what a job wrote to its error file."""
+    return [line for file in sorted(job.folder.glob("*.err*")) for line in _lines(file)]
 
 
 def _lines(file: Path) -> list[str]:

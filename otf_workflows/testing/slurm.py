@@ -183,9 +183,13 @@ class LocalSlurm:
 
     def stop(self) -> None:
         """End all jobs and daemons; a temporary folder is removed."""
+        # The controller first: nothing new is started while jobs are killed.
+        self._end("slurmctld")
         self._kill_jobs()
-        for name in (*(f"slurmd-{node}" for node in PARTITIONS.values()), "slurmctld", "munged"):
-            self._end(name)
+        for node in PARTITIONS.values():
+            self._end(f"slurmd-{node}")
+        self._kill_jobs()
+        self._end("munged")
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -312,10 +316,14 @@ class LocalSlurm:
         import psutil
 
         for step in psutil.process_iter(["name", "cwd"]):
-            if step.info["name"] == "slurmstepd" and step.info["cwd"] == str(self.folder / "log"):
+            if step.info["name"] != "slurmstepd" or step.info["cwd"] != str(self.folder / "log"):
+                continue
+            children = []
+            with suppress(psutil.NoSuchProcess):
+                children = step.children(recursive=True)
+            for process in (*children, step):
                 with suppress(psutil.NoSuchProcess):
-                    for process in (*step.children(recursive=True), step):
-                        process.kill()
+                    process.kill()
 
     def _answers(self, *command: str) -> bool:
         try:

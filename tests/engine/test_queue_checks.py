@@ -85,7 +85,8 @@ def test_queues_of_another_host_are_looked_at_there(tmp_path):
 
 def test_test_jobs_report_from_their_nodes(slurm, cluster_site):
     codes = {"espresso": {"command": "no-such-pw.x"}, "ase": {"command": f"{sys.executable} -u"}}
-    site = cluster_site({"dft": DFT, "control": GPU}, codes=codes)
+    broken = {**GPU, "environment": ["module load python", "echo fine"]}
+    site = cluster_site({"dft": DFT, "control": broken}, codes=codes)
     found = by_name(queue_checks.test_jobs(site, campaign=None, wait_s=60))
     assert "ran on cpu1" in found["queue test 'dft'"].detail
     assert "ran on gpu1" in found["queue test 'control'"].detail
@@ -93,6 +94,11 @@ def test_test_jobs_report_from_their_nodes(slurm, cluster_site):
         assert sys.executable in found[f"{where}: interpreter"].detail
         for name in ("job modules", "database", "clock"):
             assert found[f"{where}: {name}"].ok
+    environment = found["control on gpu1: environment"]
+    assert not environment.ok
+    assert "module: command not found" in environment.detail
+    assert "source /etc/profile" in environment.hint
+    assert "dft on cpu1: environment" not in found
     missing = found["dft on cpu1: program of 'espresso'"]
     assert not missing.ok
     assert "module load" in missing.hint
