@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from ase.io import read
 
+from otf_workflows.dashboard import evaluations
+from otf_workflows.dashboard.evaluations import MAX_CLOUD
 from otf_workflows.dashboard.figures import campaign as campaign_figures
 from otf_workflows.dashboard.figures import cycle as cycle_figures
 from otf_workflows.dashboard.figures import production as production_figures
 from otf_workflows.dashboard.figures.base import MAX_POINTS, thin
 from otf_workflows.dashboard.label_files import extxyz_chunks
-from otf_workflows.dashboard.queries import cycle as cycle_queries
 from otf_workflows.dashboard.queries.campaign import campaign_lines, campaign_view
-from otf_workflows.dashboard.queries.cycle import MAX_CLOUD, cycle_view, evaluation
+from otf_workflows.dashboard.queries.cycle import cycle_view, evaluation
 from otf_workflows.dashboard.queries.models import dataset_view, model_view, models_view
 from otf_workflows.dashboard.queries.production import production_view, productions
 from otf_workflows.dashboard.queries.trajectories import (
@@ -27,7 +28,7 @@ from otf_workflows.dashboard.queries.trajectories import (
     walker_trajectory,
 )
 from otf_workflows.dashboard.stills import still
-from otf_workflows.errors import InputError, NotFoundError
+from otf_workflows.errors import InputError, NotFoundError, OtfError
 from otf_workflows.exploration.trajectory import thin_trajectory
 from otf_workflows.report import report_data
 from otf_workflows.schemas import Frame
@@ -178,10 +179,10 @@ def test_error_by_element_is_that_of_the_report(store, report):
 def test_many_force_components_become_cells_that_keep_their_number():
     rng = np.random.default_rng(0)
     dft = rng.normal(0.0, 1.0, 30_000)
-    cloud = cycle_queries._cloud(dft, dft + rng.normal(0.0, 0.02, len(dft)))
+    cloud = evaluations._cloud(dft, dft + rng.normal(0.0, 0.02, len(dft)))
     assert len(cloud.dft) == len(cloud.predicted) == len(cloud.counts) <= MAX_CLOUD
     assert sum(cloud.counts) == cloud.n == 30_000
-    few = cycle_queries._cloud(dft[:100], dft[:100])
+    few = evaluations._cloud(dft[:100], dft[:100])
     assert few.dft == dft[:100].tolist()
 
 
@@ -191,6 +192,19 @@ def test_an_evaluation_file_is_read_once(store, monkeypatch):
     monkeypatch.setattr(type(store), "get_file", lambda *_: pytest.fail("read again"))
     assert evaluation(store, f"evaluation/{model}") is first
     assert evaluation(store, "evaluation/of-nothing").judged == {}
+
+
+def test_a_large_file_is_read_by_another_process_to_the_same_end(store, monkeypatch):
+    content = store.get_file(f"evaluation/{store.models('finished')[-1].model_id}")
+    keys = evaluations.keys_in(content)
+    tables = json.loads(content)
+    assert set(keys) == {key for table in tables.values() for key in table["keys"]}
+    numbers = {label.key: label.frame.numbers for label in store.labels(keys=keys)}
+    here = evaluations.boiled_down(content, numbers)
+    monkeypatch.setattr(evaluations, "LARGE_BYTES", 1000)
+    assert evaluations.boiled_down(content, numbers) == here
+    with pytest.raises(OtfError, match="JSONDecodeError"):
+        evaluations.boiled_down(content[:-9], numbers)
 
 
 def test_what_is_not_there_is_named(store):

@@ -20,7 +20,8 @@ from otf_workflows.dashboard.figures.base import (
 )
 
 if TYPE_CHECKING:
-    from otf_workflows.dashboard.queries.cycle import Cloud, CycleView, Judged
+    from otf_workflows.dashboard.evaluations import Cloud, Judged
+    from otf_workflows.dashboard.queries.cycle import CycleView
 
 MIN_TOP = 1e-4
 """Smallest end of an axis, where all values are zero."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from otf_workflows.dashboard.queries.cycle import Judged, evaluation
+from otf_workflows.dashboard.queries.cycle import evaluation
 from otf_workflows.errors import NotFoundError
 from otf_workflows.report.production import md_curves, production_summary
 from otf_workflows.schemas import ErrorStatistics, PropertyDocument
@@ -14,6 +14,7 @@ from otf_workflows.store_documents import parse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from otf_workflows.dashboard.evaluations import Judged
     from otf_workflows.report.model import Curve, Production
     from otf_workflows.store import Store
 
