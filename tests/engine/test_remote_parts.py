@@ -171,6 +171,10 @@ def test_a_role_with_a_queue_goes_there_and_the_others_stay(tmp_path, plain_stat
     workers = project_document(here)["workers"]
     assert workers["control"]["scheduler_type"] == "shell"
     assert workers["dft"]["scheduler_type"] == "slurm"
+    with_database = [
+        role for role in workers if "--with-database" in workers[role]["execution_cmd"]
+    ]
+    assert with_database == ["control"]
     assert workers["dft"]["execution_cmd"].startswith("/opt/py -m otf_workflows")
     assert workers["dft"]["pre_run"].splitlines()[-1] == "module load q"
     assert f"export OTF_STATE_DIR={here.state_dir}" in workers["dft"]["pre_run"]

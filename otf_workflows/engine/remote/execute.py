@@ -1,15 +1,17 @@
 """What runs on a compute node: one job in its folder, without any database.
 
-``python -m otf_workflows.engine.remote.execute FOLDER``
+``python -m otf_workflows.engine.remote.execute FOLDER``; control jobs, which run beside the runner,
+add ``--with-database``.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import socket
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 LOCK = "otf.lock"
 RESULT = "jfremote_out.json"
+PATIENCE_S = 120.0
+"""How long a control job waits for a database that is being restarted (s)."""
 
 
 def execute(folder: Path) -> bool:
@@ -78,17 +82,34 @@ def _telling_more() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _patient_database() -> Iterator[None]:
+    """Give a control job a connection that outlasts a restart of the server."""
+    from otf_workflows.connection import connect
+    from otf_workflows.settings import load_site
+    from otf_workflows.store import Store, using
+
+    database = connect(load_site(), patience_s=PATIENCE_S)
+    with using(Store(database)):
+        yield
+    database.client.close()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job as a program.
 
     Parameters
     ----------
     arguments
-        The folder.
+        Command line, without the program.
     """
-    (folder,) = sys.argv[1:] if arguments is None else arguments
-    if not execute(Path(folder)):
-        sys.stdout.write("The job has run already; its result stands.\n")
+    parser = argparse.ArgumentParser(prog="python -m otf_workflows.engine.remote.execute")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--with-database", action="store_true", help="for control jobs")
+    options = parser.parse_args(arguments)
+    with _patient_database() if options.with_database else nullcontext():
+        if not execute(options.folder):
+            sys.stdout.write("The job has run already; its result stands.\n")
     return 0
 
 

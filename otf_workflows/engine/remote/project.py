@@ -140,7 +140,7 @@ def worker_document(site: Site, role: Role, *, site_file: str) -> dict[str, Any]
             "scheduler_type": "shell",
             "work_dir": str(work_dir),
             "pre_run": "\n".join(lines),
-            "execution_cmd": _execution(sys.executable),
+            "execution_cmd": _execution(sys.executable, with_database=role is Role.CONTROL),
         }
     if remote.host and queue.python is None:
         raise ConfigurationError(
@@ -190,8 +190,9 @@ def work_folder(site: Site, role: Role) -> Path:
     return folder
 
 
-def _execution(python: str) -> str:
-    return f"{shlex.quote(python)} -m {EXECUTE} {{}}"
+def _execution(python: str, *, with_database: bool = False) -> str:
+    command = f"{shlex.quote(python)} -m {EXECUTE} {{}}"
+    return f"{command} --with-database" if with_database else command
 
 
 def _exports(site_file: str, state_dir: str | None, threads: int) -> list[str]:
