@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from datetime import UTC, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ _OUTCOMES = {
 }
 
 
+RERUN_GRACE = timedelta(seconds=60)
+"""So long after a person's rerun its job may be on the way to the engine."""
 _LIVE = {CampaignState.RUNNING, CampaignState.PRODUCING}
 _STARTED = {"running", "done", "failed"}
 
@@ -213,6 +216,8 @@ def book_labels(store: Store, engine: Engine, name: str) -> list[str]:
         elif job.state == "failed" and label.state is not LabelState.FAILED:
             if job.started is None and _wanted_by_the_living(store, label):
                 continue
+            if is_old_news(job, label):
+                continue
             failure = job.failure or {}
             given_up = job.started is None
             cause = FailureCause.KILLED if given_up else failure.get("cause")
@@ -280,6 +285,18 @@ def _telling(jobs: list[JobRecord]) -> JobRecord | None:
     return max(
         jobs, key=lambda job: (rank.get(str(job.state), 1), str(job.started or "")), default=None
     )
+
+
+def is_old_news(job: JobRecord, label: LabelDocument) -> bool:
+    """Tell whether a failure is older than the rerun that is being submitted just now.
+
+    A person's rerun sets the label back first and submits its job next. If that job does not come,
+    the failure counts again.
+    """
+    if job.finished is None:
+        return False
+    updated = label.updated if label.updated.tzinfo else label.updated.replace(tzinfo=UTC)
+    return job.finished < updated and now() - updated < RERUN_GRACE
 
 
 def _wanted_by_the_living(store: Store, label: LabelDocument) -> bool:

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from otf_workflows.engine.base import JobRecord, JobState
-from otf_workflows.reconcile import Step, next_step, stage_records
-from otf_workflows.schemas import CampaignDocument, CycleDocument, Verdict
-from otf_workflows.types import CampaignState, CycleState, Decision, Role, Stage
+from otf_workflows.reconcile import Step, is_old_news, next_step, stage_records
+from otf_workflows.schemas import CampaignDocument, CycleDocument, Frame, LabelDocument, Verdict
+from otf_workflows.types import CampaignState, CycleState, Decision, LabelState, Role, Stage
 
 
 def campaign(state=CampaignState.RUNNING, *, production=True):
@@ -97,3 +97,31 @@ def test_stage_records_count_jobs_and_their_wall_time():
     assert label.seconds == 12
     assert label.started == start
     assert label.finished is None, "one job has not run: the stage is not over"
+
+
+@pytest.mark.parametrize(
+    ("ended_s_ago", "reset_s_ago", "old"), [(20, 10, True), (5, 10, False), (200, 100, False)]
+)
+def test_a_failure_from_before_a_rerun_is_not_booked_while_the_rerun_is_on_its_way(
+    ended_s_ago, reset_s_ago, old
+):
+    moment = datetime.now(UTC)
+    job = JobRecord(
+        engine_id=1,
+        name="label",
+        state=JobState.FAILED,
+        role=Role.DFT,
+        campaign="c",
+        cycle=0,
+        finished=moment - timedelta(seconds=ended_s_ago),
+    )
+    label = LabelDocument(
+        key="k",
+        state=LabelState.PENDING,
+        frame=Frame(numbers=[1], cell_A=[[1, 0, 0], [0, 1, 0], [0, 0, 1]], positions_A=[[0, 0, 0]]),
+        recipe_fingerprint="f",
+        recipe={},
+        updated=moment - timedelta(seconds=reset_s_ago),
+    )
+    assert is_old_news(job, label) is old
+    assert not is_old_news(job.model_copy(update={"finished": None}), label)

@@ -274,7 +274,7 @@ def test_a_campaign_survives_what_happens_to_clusters_and_every_incident_has_a_c
 ):
     store = Store(database)
     engine = FireWorksEngine(load_site())
-    rules = campaign.exploration.model_copy(update={"steps_per_cycle": 150})
+    rules = campaign.exploration.model_copy(update={"steps_per_cycle": 80})
     submit(
         campaign.model_copy(update={"exploration": rules, "budget": Budget(max_cycles=2)}), store
     )
