@@ -24,7 +24,7 @@ from otf_workflows.report.model import (
 )
 from otf_workflows.report.production import md_curves, production_summary
 from otf_workflows.schemas import Frame, WalkerSegment, now
-from otf_workflows.types import LabelState, Split
+from otf_workflows.types import CampaignState, LabelState, Split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -238,13 +238,18 @@ def decisions(events: Sequence[Event], cycles: Sequence[CycleDocument]) -> list[
         if reasons and event.cycle is not None:
             told.add(event.cycle)
         said = [event.what, *reasons, str(event.details.get("reason") or "")]
-        sentences = [words.sentence(text) for text in said if text]
+        sentences = [words.sentence(_read_aloud(text)) for text in said if text]
         log.append(Occurrence(when=event.when, cycle=event.cycle, sentences=sentences))
     for cycle in cycles:
         if cycle.verdict and cycle.finished and cycle.cycle not in told:
             sentences = [f"Cycle {cycle.cycle} closed.", *cycle.verdict.sentences]
             log.append(Occurrence(when=cycle.finished, cycle=cycle.cycle, sentences=sentences))
     return sorted(log, key=lambda occurrence: occurrence.when)
+
+
+def _read_aloud(text: str) -> str:
+    """Return a sentence with the one state whose value is two words as two words."""
+    return text.replace(CampaignState.BUDGET_EXHAUSTED, "budget exhausted")
 
 
 def _conditions(
@@ -291,9 +296,11 @@ def _conditions(
         )
         if prod(production["supercell"]) > prod(md["supercell"]):
             sentences.append(
-                "Uncertainty is that of the worst atom, calibrated on the labelled cell. Among "
-                "more atoms the worst one is worse: the share of production checks above the "
-                "tolerance is larger than that of the walkers, and the two do not compare."
+                "In a small cell an atom moves together with its own images; the larger production "
+                "cell has motions that no label shows, and more atoms among which to be wrong. "
+                "Errors there can be several times those of the labelled cell, and no DFT check "
+                "above is of it: believe the share of production checks above the tolerance, and "
+                "label a larger cell (exploration.supercell) if it is too large."
             )
     if spent.n_labels_reused:
         sentences.append(
