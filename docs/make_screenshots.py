@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument(
         "--only", metavar="PAGE", action="append", help="such as labels; repeatable"
     )
+    parser.add_argument("--look", choices=LOOKS, action="append", help="repeatable")
     parser.add_argument("--output", type=Path, default=FOLDER, help="default: %(default)s")
     options = parser.parse_args()
     program = os.environ.get("OTF_CHROMIUM") or shutil.which("chromium")
@@ -61,7 +62,8 @@ def main() -> int:
             pages = fill(site)
             if options.only:
                 pages = {name: path for name, path in pages.items() if name in options.only}
-            take(serve(site), pages, program, options.output)
+            looks = {name: LOOKS[name] for name in options.look or LOOKS}
+            take(serve(site), pages, looks, program, options.output)
     return 0
 
 
@@ -111,7 +113,9 @@ def serve(site: Site) -> str:
     return f"http://127.0.0.1:{settings.port}"
 
 
-def take(base: str, pages: dict[str, str], program: str, folder: Path) -> None:
+def take(
+    base: str, pages: dict[str, str], looks: dict[str, Any], program: str, folder: Path
+) -> None:
     """Take every page in every look."""
     from playwright.sync_api import sync_playwright
 
@@ -119,7 +123,7 @@ def take(base: str, pages: dict[str, str], program: str, folder: Path) -> None:
         browser = started.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--enable-unsafe-swiftshader"]
         )
-        for look, options in LOOKS.items():
+        for look, options in looks.items():
             context = browser.new_context(**options)
             page = context.new_page()
             page.goto(f"{base}/login?token={TOKEN}")

@@ -253,6 +253,10 @@
     }
   }
 
+  // A narrow window shows a part of the menu; it is the part with this page.
+  const current = document.querySelector(".top nav a[aria-current]");
+  if (current) current.parentElement.scrollLeft = current.offsetLeft - 80;
+
   window.otf = { library, colour, draw }; // for the other scripts of these pages
   ready(document);
   connect();
