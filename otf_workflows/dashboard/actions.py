@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from otf_workflows.dashboard.errands import Errand, send
 from otf_workflows.dashboard.queries.labels import LabelRow, failed_keys, label_rows
-from otf_workflows.errors import InputError, NotFoundError, OtfError, PartialError
+from otf_workflows.errors import InputError, NotFoundError, OtfError
 from otf_workflows.store import Store, whoami
 from otf_workflows.types import CampaignState
 
@@ -283,8 +283,10 @@ def confirm_rerun(here: Backend, wish: RerunWish, *, seen: list[str]) -> str:
         If any label, or what would happen to it, differs from the preview; nothing was done.
     InputError
         As in :func:`preview_rerun`, or if nothing was confirmed.
+    OtfError
+        If it could not be carried out.
     """
-    from otf_workflows import control
+    from otf_workflows.dashboard.rerun_errand import RerunOrder
 
     keys = tuple(word.partition(":")[0] for word in seen)
     if not keys or len(keys) > MOST_RERUNS:
@@ -299,11 +301,11 @@ def confirm_rerun(here: Backend, wish: RerunWish, *, seen: list[str]) -> str:
             "Look again, and confirm what is there now."
         )
     batch = secrets.token_hex(6)
-    store = DashboardStore(here.store, batch=batch, asked=len(keys))
-    # Labels that change between the line above and their rerun are left alone: those that were
-    # run again have an event of this batch, and the page of the batch counts them.
-    with suppress(PartialError):
-        control.rerun(preview.plan, store, here.engine)
+    order = RerunOrder(plan=preview.plan, batch=batch, asked=len(keys))
+    answer = send(Errand.RERUN, order.model_dump_json(), site=here.site)
+    if answer.problem is not None:
+        problem = answer.problem
+        raise OtfError(problem.what, where=problem.where, hint=problem.hint)
     return batch
 
 

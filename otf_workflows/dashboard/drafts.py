@@ -10,15 +10,13 @@ import json
 import re
 import secrets
 import shutil
-import subprocess
-import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otf_workflows.dashboard.draft_worker import CAMPAIGN_FILE, DraftReport, Problem
+from otf_workflows.dashboard.draft_errands import CAMPAIGN_FILE, DraftReport
+from otf_workflows.dashboard.errands import Errand, send
 from otf_workflows.errors import InputError, NotFoundError
 from otf_workflows.settings import private_folder
 
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 KEPT_DAYS = 30
 MOST_STRUCTURE_BYTES = 1_500_000
-PATIENCE_S = 180.0
-"""A worker that does not answer for so long is ended (s)."""
 
 _ENDINGS = {
     ".cif": "structure.cif",
@@ -40,7 +36,6 @@ _ENDINGS = {
 """What a structure file is called in a draft; ASE tells the format from the name."""
 _TYPED = "typed.json"
 _REPORT = "report.json"
-_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ class Draft:
 
     def check(self, site: Site) -> DraftReport:
         """Read it as a run would and estimate its cost; the answer is kept beside it."""
-        report = _ask("check", self.folder, site)
+        report = _ask(Errand.CHECK, self.folder, site)
         (self.folder / _REPORT).write_text(report.model_dump_json(), encoding="utf-8")
         return report
 
@@ -142,7 +137,7 @@ class Draft:
         seen = self.report
         if seen is None or seen.problem is not None or not digest or seen.digest != digest:
             raise InputError("the draft has changed since you looked at it: nothing was submitted")
-        return _ask("submit", self.folder, site)
+        return _ask(Errand.SUBMIT, self.folder, site)
 
 
 def new_draft(site: Site) -> Draft:
@@ -174,25 +169,8 @@ def _root(site: Site) -> Path:
     return private_folder(site.resolved_state_dir / "drafts")
 
 
-def _ask(verb: str, folder: Path, site: Site) -> DraftReport:
-    """Return the answer of a worker process; one runs at a time, for the memory's sake."""
-    words = [sys.executable, "-m", "otf_workflows.dashboard.draft_worker", verb, str(folder)]
-    words += [str(site.source)] if site.source else []
-    try:
-        with _one_at_a_time:
-            done = subprocess.run(
-                words, capture_output=True, text=True, check=False, timeout=PATIENCE_S
-            )
-    except subprocess.TimeoutExpired:
-        what = f"reading the draft took longer than {PATIENCE_S:g} s and was given up"
-        return DraftReport(problem=Problem(what=what, where=str(folder)))
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
-        return DraftReport(
-            problem=Problem(
-                what=f"the draft could not be read: {said[-1]}",
-                where=str(folder / CAMPAIGN_FILE),
-                hint=f"otf validate {folder / CAMPAIGN_FILE}",
-            )
-        )
-    return DraftReport.model_validate_json(done.stdout)
+def _ask(errand: Errand, folder: Path, site: Site) -> DraftReport:
+    answer = send(errand, str(folder), site=site)
+    if answer.problem is not None:
+        return DraftReport(problem=answer.problem)
+    return DraftReport.model_validate_json(answer.result)

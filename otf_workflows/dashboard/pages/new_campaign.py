@@ -12,6 +12,7 @@ from starlette.datastructures import UploadFile
 from otf_workflows.dashboard.backend import Backend, backend
 from otf_workflows.dashboard.campaign_form import MAIN, CampaignForm, campaign_data, field_problems
 from otf_workflows.dashboard.drafts import MOST_STRUCTURE_BYTES, Draft, new_draft, open_draft
+from otf_workflows.dashboard.errands import Problem
 from otf_workflows.dashboard.rendering import page
 from otf_workflows.errors import InputError
 from otf_workflows.store import whoami
@@ -19,7 +20,6 @@ from otf_workflows.store import whoami
 if TYPE_CHECKING:
     from fastapi.responses import Response
 
-    from otf_workflows.dashboard.draft_worker import Problem
 
 MOST_FIELDS = 400
 
@@ -79,8 +79,6 @@ def submit(
     digest: Annotated[str, Form(max_length=80)] = "",
 ) -> Response:
     """Submit a draft that is still what was looked at."""
-    from otf_workflows.dashboard.draft_worker import Problem
-
     draft = open_draft(here.site, draft_id)
     try:
         report = draft.submit(here.site, digest=digest)

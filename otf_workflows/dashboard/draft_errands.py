@@ -1,36 +1,23 @@
-"""Checks and submits a drafted campaign, in a process of its own that ends with the answer.
-
-Reading structures needs ASE's and SciPy's megabytes, submitting needs jobflow's; the dashboard,
-which stays on a login node all week, keeps neither. Started as
-``python -m otf_workflows.dashboard.draft_worker check|submit FOLDER [SITE]``; prints JSON.
-"""
+"""A drafted campaign read, costed and submitted, away from the dashboard's own process."""
 
 from __future__ import annotations
 
-import sys
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
-from otf_workflows.errors import OtfError
+from otf_workflows.dashboard.errands import Problem
 from otf_workflows.preflight import COST_UNCERTAINTY, Check
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from otf_workflows.campaign import Campaign
     from otf_workflows.settings import Site
     from otf_workflows.store import Store
 
 CAMPAIGN_FILE = "campaign.yaml"
-
-
-class Problem(BaseModel):
-    """An error of ours, in its three parts."""
-
-    what: str
-    where: str | None = None
-    hint: str | None = None
 
 
 class CostEstimate(BaseModel):
@@ -172,22 +159,3 @@ def _finished(campaign: Campaign, store: Store) -> list:
                 )
             )
     return costs
-
-
-def main(words: list[str]) -> None:
-    """Do one thing with one draft and print what was found."""
-    from otf_workflows.log import quieten_libraries
-    from otf_workflows.settings import load_site
-
-    verb, folder, *rest = words
-    quieten_libraries()
-    try:
-        site = load_site(Path(rest[0]) if rest else None)
-        report = {"check": check, "submit": submit}[verb](Path(folder), site)
-    except OtfError as error:
-        report = DraftReport(problem=Problem(what=error.what, where=error.where, hint=error.hint))
-    sys.stdout.write(report.model_dump_json())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
