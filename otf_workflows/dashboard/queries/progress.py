@@ -14,6 +14,7 @@ from otf_workflows.dashboard.queries.campaign import LabelLedger
 from otf_workflows.dashboard.queries.jobs import role_counts
 from otf_workflows.progress import campaign_progress
 from otf_workflows.store import Store
+from otf_workflows.types import CampaignState
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -112,13 +113,15 @@ def _stamp(database: Database[dict[str, Any]], name: str) -> str:
     campaign = database.otf_campaigns.find_one(
         {"name": name}, {"state": 1, "reason": 1, "totals": 1, "incumbent_id": 1, "finished": 1}
     )
+    label = database.otf_labels.find_one(
+        {"wanted_by.campaign": name}, {"updated": 1}, sort=[("updated", -1)]
+    )
+    if campaign is None or CampaignState(campaign["state"]).terminal:
+        return repr((campaign, label))  # only a rerun of a label changes anything now
     cycle = database.otf_cycles.find_one(
         {"campaign": name},
         {"cycle": 1, "state": 1, "stages": 1, "errors": 1, "verdict": 1},
         sort=[("cycle", -1)],
-    )
-    label = database.otf_labels.find_one(
-        {"wanted_by.campaign": name}, {"updated": 1}, sort=[("updated", -1)]
     )
     job = database.fireworks.find_one(
         {"spec.campaign": name}, {"updated_on": 1}, sort=[("updated_on", -1)]
