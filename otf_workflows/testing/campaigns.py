@@ -151,6 +151,7 @@ class _Author:
     truths: dict[str, np.ndarray] = field(default_factory=dict)
     core_hours: float = 0.0
     walked: list[int] = field(default_factory=lambda: [0, 0])
+    segments: list[WalkerSegment] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.clock = self.start
@@ -209,7 +210,7 @@ class _Author:
     def add_cycle(self, cycle: int) -> None:
         """Write one whole cycle."""
         opened = self.clock
-        walkers = [self.walk(cycle, walker) for walker in range(2)]
+        walkers = self.segments = [self.walk(cycle, walker) for walker in range(2)]
         stages = {"explore": self.stage(Stage.EXPLORE, 24.0, n_jobs=2)}
         stages["select"] = self.stage(Stage.SELECT, 1.5)
         n_uncertain = (8, 7, 5, 4)[cycle]
@@ -346,7 +347,7 @@ class _Author:
         return keys, done
 
     def frame(self, cycle: int, number: int, purpose: Purpose, temperature_K: float) -> Frame:
-        """Return a rattled cell."""
+        """Return a rattled cell, met by a walker: audits anywhere, others where σ was largest."""
         origin = Origin(
             campaign=self.name,
             cycle=cycle,
@@ -355,7 +356,13 @@ class _Author:
             temperature_K=temperature_K,
             model_id=self.incumbent,
         )
-        frame = _rock_salt(origin, purpose, sigma_eV_A=float(self.rng.uniform(0.05, 0.25)))
+        sigma_eV_A = float(self.rng.uniform(0.05, 0.25))
+        if self.segments and purpose is not Purpose.SEED:
+            met = self.segments[number % 2]
+            order = np.argsort(met.sigmas_eV_A)[:: -1 if purpose is Purpose.UNCERTAIN else 3]
+            at = int(order[number // 2])
+            origin.step, sigma_eV_A = met.steps[at], met.sigmas_eV_A[at]
+        frame = _rock_salt(origin, purpose, sigma_eV_A=sigma_eV_A)
         rattle = self.rng.normal(0.0, 0.004 * np.sqrt(temperature_K), (8, 3))
         return frame.model_copy(
             update={"positions_A": (np.array(frame.positions_A) + rattle).tolist()}
@@ -456,7 +463,7 @@ class _Author:
 
     def add_production(self) -> None:
         """Write the production run and its audit, and end the campaign."""
-        opened, cycle = self.clock, len(self.models) - 1
+        opened, cycle, self.segments = self.clock, len(self.models) - 1, []
         stages = {"produce": self.stage(Stage.PRODUCE, 95.0), "audit": self.stage(Stage.AUDIT, 20)}
         _, done = self.label_all(cycle, [Purpose.AUDIT] * 4)
         stages["label"] = self.stage(Stage.LABEL, 32.0, n_jobs=4)

@@ -92,6 +92,7 @@ def synthetic_run(rng: Generator, *, n_steps: int, temperature_K: float) -> dict
         "steps": steps.tolist(),
         "sigmas_eV_A": sigmas.tolist(),
         "temperatures_K": rng.normal(temperature_K, 40.0, len(steps)).tolist(),
+        "energies_eV_atom": np.random.default_rng(3).normal(-200.0, 2e-3, len(steps)).tolist(),
     }
 
 

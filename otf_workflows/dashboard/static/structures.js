@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const FRAME_MS = 90;
-  const ROOM = 1.35; // 3Dmol leaves room for labels that we do not draw
+  const ROOM = 1.18; // 3Dmol leaves room for labels that we do not draw
   const MAX_STICKS = 600; // beyond this many atoms bonds cost more than they tell
   const fixed = (x) => Number(x).toFixed(4);
 
