@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from otf_workflows.campaign import Campaign
 from otf_workflows.dashboard.forms import FormField, form_fields, sections, typed_values
 from otf_workflows.labelers import available_codes, get_labeler
+from otf_workflows.labelers.ase_calculator import READY
 from otf_workflows.potentials.registry import POTENTIALS, PotentialEntry
 from otf_workflows.schemas import Frame
 from otf_workflows.validation import findings
@@ -203,6 +204,12 @@ def field_problems(data: Mapping[str, Any]) -> dict[str, str]:
         except ValidationError as error:
             for item in findings(error, model, prefix=("labels", code)):
                 found.setdefault(_name(item.location), item.what.replace(f"labels.{code}.", ""))
+        if code == "ase" and data["labels"].get("calculator", "emt") not in READY:
+            # An import path is a piece of code to be run, and no browser may name one.
+            found["labels.ase.calculator"] = (
+                f"only {', '.join(READY)} can be chosen here; an import path runs code, so it "
+                "takes a campaign file of your own"
+            )
     else:
         found["labels.code"] = "choose the code that computes the labels"
     cell = [[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 4.0]]

@@ -102,16 +102,21 @@ class Draft:
             (self.folder / old).unlink(missing_ok=True)
         (self.folder / target).write_bytes(content)
 
+    def keep(self, typed: dict[str, str]) -> None:
+        """Keep the form as it was typed, without a campaign file: it is not fit to be read."""
+        (self.folder / _TYPED).write_text(json.dumps(typed), encoding="utf-8")
+        (self.folder / _REPORT).unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
+
     def write(self, campaign: dict[str, Any], *, typed: dict[str, str], head: str) -> None:
         """Write the campaign file, and keep the form as it was typed."""
         import yaml
 
+        self.keep(typed)
         text = yaml.safe_dump(
             campaign, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
         )
         self.file.write_text(f"# {head}\n{text}", encoding="utf-8")
-        (self.folder / _TYPED).write_text(json.dumps(typed), encoding="utf-8")
-        (self.folder / _REPORT).unlink(missing_ok=True)
 
     def check(self, site: Site) -> DraftReport:
         """Read it as a run would and estimate its cost; the answer is kept beside it."""

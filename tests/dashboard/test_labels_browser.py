@@ -33,8 +33,10 @@ def browse(chromium, monkeypatch):
     monkeypatch.setattr(live, "LOOK_S", 0.3)
     wrong, contexts = [], []
 
-    def open_page(base, *, width=1280):
-        context = chromium.new_context(viewport={"width": width, "height": 900})
+    def open_page(base, *, width=1280, scripts=True):
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900}, java_script_enabled=scripts
+        )
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
@@ -217,6 +219,19 @@ def test_what_is_chosen_stays_chosen_while_the_page_is_refreshed(
     page.get_by_role("button", name="Run the chosen ones again…").click()
     page.get_by_role("heading", name="Run 1 label again?").wait_for()
     assert first[:10] in page.locator("main").inner_text()
+
+
+def test_a_rerun_needs_no_scripts(serve, acting, browse, failed, store):
+    base = serve(acting)
+    page = browse(base, scripts=False)
+    page.goto(f"{base}/labels?state=failed")
+    page.locator(f"#pick-{failed[0][:16]}").check()
+    page.get_by_role("button", name="Run the chosen ones again…").click()
+    page.get_by_role("button", name="Run 1 label again").click()
+    page.wait_for_url(re.compile("/labels/reruns/"))
+    assert "pending 1" in page.locator("main").inner_text()
+    assert store.label(failed[0]).state is LabelState.PENDING
+    assert store.label(failed[1]).state is LabelState.FAILED
 
 
 def test_a_page_that_only_looks_refuses(serve, settings, browse, failed, store):

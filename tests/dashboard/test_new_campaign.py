@@ -215,6 +215,23 @@ def test_mistakes_come_back_at_their_fields_with_all_that_was_typed(page):
     assert "Kept from before" in sent.text
 
 
+def test_no_browser_can_name_code_to_run(page, site, tmp_path):
+    mark = tmp_path / "ran"
+    attack = {
+        **TYPED,
+        "labels.ase.calculator": "subprocess.Popen",
+        "labels.ase.kwargs": f"{{args: [touch, '{mark}']}}",
+    }
+    sent = send(page, attack)
+    assert sent.status_code == 422
+    assert "takes a campaign file of your own" in sent.text
+    draft_id = re.search(r'name="draft" value="(\w+)"', sent.text)[1]
+    assert not open_draft(site, draft_id).file.exists()
+    assert page.get(f"/new/{draft_id}").status_code == 200
+    assert page.post(f"/new/{draft_id}/submit", data={"digest": "x"}).status_code == 409
+    assert not mark.exists()
+
+
 def test_a_structure_that_cannot_be_used_is_said(page):
     sent = send(page, structure=POSCAR.replace("Direct", "Nonsense").replace("0.5", "x"))
     assert sent.status_code == 422

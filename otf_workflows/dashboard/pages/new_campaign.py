@@ -66,6 +66,8 @@ async def write(request: Request, here: Here) -> Response:
 def show(request: Request, here: Here, draft_id: str) -> Response:
     """Show a draft as it would be submitted: the file, the checks, the cost."""
     draft = open_draft(here.site, draft_id)
+    if not draft.file.is_file():
+        return _form(request, draft, typed=draft.typed)
     report = draft.report or draft.check(here.site)
     return _show(request, draft, problem=report.problem)
 
@@ -106,10 +108,11 @@ def _write(
         data, problems = {}, {error.where or "": error.what}
     if not problems:
         problems = field_problems(data)
-    head = f"Written by the dashboard for {whoami()}."
-    draft.write(data, typed=typed, head=head)
     if problems:
+        # Nothing that was refused here is written where it could be read, and so run, later.
+        draft.keep(typed)
         return _form(request, draft, typed=typed, problems=problems)
+    draft.write(data, typed=typed, head=f"Written by the dashboard for {whoami()}.")
     report = draft.check(site)
     if report.problem is not None:
         return _form(request, draft, typed=typed, problem=report.problem)
@@ -149,7 +152,7 @@ def _show(
         "draft": draft,
         "report": report,
         "problem": problem,
-        "yaml": draft.file.read_text(encoding="utf-8"),
+        "yaml": draft.file.read_text(encoding="utf-8") if draft.file.is_file() else "",
         "facts": [line.split(maxsplit=1) for line in report.summary] if report else [],
     }
     return page(request, "draft.html.jinja", status=status, section="new_campaign", **context)
