@@ -169,3 +169,22 @@ def test_wrong_addresses_get_a_page_that_says_so(client, address, status):
     page = client.get(address)
     assert page.status_code == status
     assert "<h1>" in page.text
+
+
+def test_a_site_of_the_other_engine_is_told_where_its_jobs_are(visit, settings, database, at_work):
+    from dataclasses import replace
+
+    from otf_workflows.types import EngineKind
+
+    site = settings.site.model_copy(update={"engine": EngineKind.JOBFLOW_REMOTE})
+    client = visit(replace(settings, site=site))
+    assert "jf job list" in client.get("/jobs").text
+    assert "jf job list" in client.get("/jobs/workflows").text
+    database.jf_jobs.insert_one(
+        {
+            "db_id": "1", "uuid": "u", "index": 1, "state": "RUNNING", "worker": "w",
+            "job": {"name": "explore 0", "metadata": {
+                "campaign": at_work, "cycle": 2, "kind": "cycle", "stage": "explore"}},
+        }
+    )  # fmt: skip
+    assert "xploring with MD" in client.get("/").text
