@@ -164,13 +164,17 @@ HOG = "import time; held = bytearray(b'x') * (1200 * 2**20); time.sleep(120)"
 
 @pytest.fixture
 def traps(queued_site, tmp_path):
-    """A folder: a file 'hog' or 'hang' in it makes the next label use too much memory or time."""
+    """A folder: a file 'hog', 'hang' or 'wait' in it is met by the next label, once.
+
+    It uses too much memory, too much time, or waits to be cancelled.
+    """
     program = tmp_path / "pw"
     program.write_text(
         "#!/bin/sh\n"
         f"cd_back=$PWD; cd {tmp_path}\n"
         f'mv hog hog.sprung 2>/dev/null && {sys.executable} -c "{HOG}"\n'
         "mv hang hang.sprung 2>/dev/null && sleep 600\n"
+        "mv wait wait.sprung 2>/dev/null && echo $SLURM_JOB_ID > wait.job && sleep 600\n"
         'cd "$cd_back"; exec pw.x "$@"\n'
     )
     program.chmod(0o755)
@@ -212,12 +216,22 @@ class Trouble:
         self.moment(5)
         self.slurm.node_up(node)
 
-    def job_cancelled(self, role):
-        job = self.busy(role)
-        self.slurm.run("scancel", job.job_id)
+    def cancelled(self, job_id):
+        """Cancel a batch job as a person would; return the cause that is written down."""
+        self.slurm.run("scancel", job_id)
+        job = next(job for job in self.book.all() if job.job_id == job_id)
         return wait_for(
-            f"the cause of {job.job_id}", lambda: self.book.get(job.token).cause, self.launch
+            f"the cause of {job_id}", lambda: self.book.get(job.token).cause, self.launch
         )
+
+    def training_cancelled(self):
+        return self.cancelled(self.busy(Role.TRAIN).job_id)
+
+    def label_cancelled(self):
+        self.label_takes_too_much("wait")
+        note = self.traps / "wait.job"
+        wait_for("its id", lambda: note.exists() and note.read_text().strip(), self.launch)
+        return self.cancelled(note.read_text().strip())
 
     def label_takes_too_much(self, trap):
         (self.traps / trap).touch()
@@ -284,12 +298,12 @@ def test_a_campaign_survives_what_happens_to_clusters_and_every_incident_has_a_c
     trouble.label_takes_too_much("hog")
     trouble.label_takes_too_much("hang")
     trouble.database_killed()
-    assert trouble.job_cancelled(Role.TRAIN) is FailureCause.KILLED
+    assert trouble.training_cancelled() is FailureCause.KILLED
     wait_for("the campaign to say so", lambda: store.campaign("si").state.terminal, launch)
     assert "CANCELLED" in store.campaign("si").reason
     resume("si", store, engine)
     trouble.controller_restarted()
-    assert trouble.job_cancelled(Role.DFT) is FailureCause.KILLED
+    assert trouble.label_cancelled() is FailureCause.KILLED
     trouble.node_set_down(Role.TRAIN, "gpu1")
     finish(store, engine, launch)
     failed = store.labels(campaign="si", states=[LabelState.FAILED])
