@@ -35,6 +35,8 @@ RESERVE_S = 20.0
 """Put back so long before the end at the latest (s)."""
 WRITE_S = 3.0
 """A job that ended just now is given so long to be written down (s)."""
+SIGNAL_S = 5.0
+"""A DFT code that was killed may have heard of the end of the batch job before we did (s)."""
 LOOK_S = 0.5
 WORKER_COMMAND = [sys.executable, "-m", "otf_workflows.engine.worker"]
 END_VARIABLE = "SLURM_JOB_END_TIME"
@@ -187,6 +189,8 @@ class Batch:
         write: Callable[..., Any] = pad.complete_launch
 
         def complete(launch_id: int, action: Any = None, state: str = "COMPLETED") -> Any:
+            if state == "FIZZLED" and _cause(action) == FailureCause.KILLED:
+                self.ending.wait(SIGNAL_S)  # the same signal may be on its way to us
             if state == "FIZZLED" and self.ending.is_set():
                 threading.Event().wait()  # the process ends in a moment
             if state == "FIZZLED" and self._repeats(launch_id, action):
@@ -197,10 +201,8 @@ class Batch:
 
     def _repeats(self, launch_id: int, action: Any) -> bool:
         """Run a job again that failed for want of memory, if the queue has more of it."""
-        stored = (action.stored_data if action else None) or {}
-        details = (stored.get("_exception") or {}).get("_details") or {}
         batch = self._jobs.get(self.token)
-        if details.get("cause") != FailureCause.MEMORY or batch is None:
+        if _cause(action) != FailureCause.MEMORY or batch is None:
             return False
         launches = self._incidents.running(self.worker)
         launch = next((item for item in launches if item["launch_id"] == launch_id), None)
@@ -210,12 +212,22 @@ class Batch:
             launch,
             batch=batch,
             cause=FailureCause.MEMORY,
-            sentence=str(details.get("message")),
+            sentence=str(_details(action).get("message")),
             limits=self.limits,
         )
         if sentence:
             logger.warning(sentence)
         return sentence is not None
+
+
+def _details(action: Any) -> dict[str, Any]:
+    """Return what the error of a failed job says of itself."""
+    stored = (action.stored_data if action else None) or {}
+    return (stored.get("_exception") or {}).get("_details") or {}
+
+
+def _cause(action: Any) -> str | None:
+    return _details(action).get("cause")
 
 
 def _end(walltime_s: float) -> float:
