@@ -348,7 +348,7 @@ def all_checks(
         How long to wait for these jobs (s).
     """
     from otf_workflows import database_checks, site_checks
-    from otf_workflows.engine.queue_checks import acceptance, test_jobs
+    from otf_workflows.engine.queues.checks import acceptance, test_jobs
     from otf_workflows.engine.remote.checks import engine_checks
 
     yield site_checks.configuration(site)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.engine.identity import WorkerName, kill_programs_of
-from otf_workflows.engine.queue_jobs import QueueJobs
+from otf_workflows.engine.queues.jobs import QueueJobs
 from otf_workflows.engine.records import utc
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from otf_workflows.engine.launcher_thread import has_local_control
+from otf_workflows.engine.queues.launcher_thread import has_local_control
 from otf_workflows.errors import ConfigurationError
 from otf_workflows.settings import STATE_DIR_VARIABLE
 from otf_workflows.types import EngineKind, Role
@@ -40,7 +40,7 @@ def one_round(site: Site) -> list[str]:
         If the database does not answer.
     """
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
-    from otf_workflows.engine.launcher import Launcher
+    from otf_workflows.engine.queues.launcher import Launcher
     from otf_workflows.engine.worker import reconcile_campaigns
 
     _check(site)

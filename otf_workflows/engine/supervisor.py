@@ -26,8 +26,8 @@ from typing import IO, TYPE_CHECKING, Self
 
 from otf_workflows.engine.host import write_private
 from otf_workflows.engine.identity import WorkerName, kill_programs_of
-from otf_workflows.engine.launcher_thread import LauncherThread
 from otf_workflows.engine.mongod import EmbeddedMongod
+from otf_workflows.engine.queues.launcher_thread import LauncherThread
 from otf_workflows.errors import ConfigurationError, OtfError
 from otf_workflows.log import log_to_file
 from otf_workflows.settings import STATE_DIR_VARIABLE, Site, load_site

@@ -30,8 +30,8 @@ from otf_workflows.types import Role
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otf_workflows.engine.batch import Batch
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
+    from otf_workflows.engine.queues.batch import Batch
 
 logger = logging.getLogger("otf_workflows.engine.worker")  # also when run as a program
 
@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words)
     if options.side_by_side > 1:
-        from otf_workflows.engine.batch import run_side_by_side
+        from otf_workflows.engine.queues.batch import run_side_by_side
 
         return run_side_by_side([*words, "--side-by-side", "1"], options.side_by_side)
     try:
@@ -407,8 +407,8 @@ def _serve(site: Site, options: argparse.Namespace) -> int:
 
 def _enter_batch(worker: Worker, options: argparse.Namespace) -> bool:
     """Register in the batch job that this process runs in; False if it was given up."""
-    from otf_workflows.engine.batch import Batch
-    from otf_workflows.engine.packing import limits_of
+    from otf_workflows.engine.queues.batch import Batch
+    from otf_workflows.engine.queues.packing import limits_of
 
     queue = worker.engine.site.queues[worker.role]
     worker.batch = Batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otf_workflows.engine.queue_system import Fate, QueueJob, QueueJobState, QueueUnavailable
+from otf_workflows.engine.queues.system import Fate, QueueJob, QueueJobState, QueueUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FakeQueue:
-    """Plays the part of :class:`~otf_workflows.engine.queue_system.QueueSystem`.
+    """Plays the part of :class:`~otf_workflows.engine.queues.system.QueueSystem`.
 
     Attributes
     ----------

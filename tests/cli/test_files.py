@@ -11,7 +11,7 @@ import yaml
 from otf_workflows.campaign import Campaign
 from otf_workflows.campaign_file import read_campaign
 from otf_workflows.cli import templates
-from otf_workflows.engine.queue_system import QueueSystem
+from otf_workflows.engine.queues.system import QueueSystem
 from otf_workflows.labelers import available_codes
 from otf_workflows.settings import Site, load_site
 from otf_workflows.types import Role

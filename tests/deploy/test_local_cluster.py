@@ -13,7 +13,7 @@ import pytest
 
 from otf_workflows.connection import connect
 from otf_workflows.database_checks import rights
-from otf_workflows.engine.queue_checks import acceptance
+from otf_workflows.engine.queues.checks import acceptance
 from otf_workflows.settings import load_site
 from otf_workflows.testing import local_cluster
 from otf_workflows.types import Role

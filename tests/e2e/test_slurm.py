@@ -25,7 +25,7 @@ from otf_workflows.campaign import (
 )
 from otf_workflows.control import plan_rerun, rerun, resume, submit
 from otf_workflows.engine import FireWorksEngine
-from otf_workflows.engine.queue_jobs import BatchState, QueueJobs
+from otf_workflows.engine.queues.jobs import BatchState, QueueJobs
 from otf_workflows.schemas import Frame
 from otf_workflows.settings import Queue
 from otf_workflows.types import CampaignState, FailureCause, LabelState, Role

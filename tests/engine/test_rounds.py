@@ -7,9 +7,9 @@ import yaml
 from jobflow import Flow
 
 from otf_workflows.cli.main import main
-from otf_workflows.engine import launcher
-from otf_workflows.engine.launcher_thread import LauncherThread, has_local_control
-from otf_workflows.engine.queue_jobs import QueueJobs
+from otf_workflows.engine.queues import launcher
+from otf_workflows.engine.queues.jobs import QueueJobs
+from otf_workflows.engine.queues.launcher_thread import LauncherThread, has_local_control
 from otf_workflows.engine.rounds import one_round
 from otf_workflows.engine.supervisor import local_workers
 from otf_workflows.errors import ConfigurationError, DatabaseError

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otf_workflows.engine.queues.retries import Grant, Limits, Verdict, decide
 from otf_workflows.engine.records import utc
 from otf_workflows.engine.recovery import put_back
-from otf_workflows.engine.retries import Grant, Limits, Verdict, decide
 from otf_workflows.schemas import Attempt
 from otf_workflows.store import Store
 from otf_workflows.types import FailureCause, Stage
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fireworks import LaunchPad
     from pymongo.database import Database
 
-    from otf_workflows.engine.queue_jobs import BatchJob
+    from otf_workflows.engine.queues.jobs import BatchJob
 
 NEEDS = "otf_queue_needs"
 """What a job lost so far and must be given next time: {_id: uuid, fw_id, losses, grant}."""

@@ -6,8 +6,9 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from otf_workflows.engine.backoff import BackOff
-from otf_workflows.engine.packing import (
+from otf_workflows.engine.queues.backoff import BackOff
+from otf_workflows.engine.queues.jobs import BatchJob, BatchState, new_token
+from otf_workflows.engine.queues.packing import (
     Load,
     grant_for_label,
     limits_of,
@@ -15,9 +16,8 @@ from otf_workflows.engine.packing import (
     pilots_wanted,
     usual_wait_s,
 )
-from otf_workflows.engine.queue_jobs import BatchJob, BatchState, new_token
-from otf_workflows.engine.queue_system import QueueRefused, QueueUnavailable
-from otf_workflows.engine.retries import Grant
+from otf_workflows.engine.queues.retries import Grant
+from otf_workflows.engine.queues.system import QueueRefused, QueueUnavailable
 from otf_workflows.engine.routing import CATEGORY, PRIORITY
 from otf_workflows.schemas import now
 from otf_workflows.settings import STATE_DIR_VARIABLE
@@ -26,13 +26,13 @@ from otf_workflows.types import FailureCause, Packing, Role
 
 if TYPE_CHECKING:
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
-    from otf_workflows.engine.incidents import Incidents
-    from otf_workflows.engine.label_costs import LabelCosts
-    from otf_workflows.engine.queue_jobs import QueueJobs
-    from otf_workflows.engine.queue_system import QueueSystem
+    from otf_workflows.engine.queues.incidents import Incidents
+    from otf_workflows.engine.queues.jobs import QueueJobs
+    from otf_workflows.engine.queues.label_costs import LabelCosts
+    from otf_workflows.engine.queues.system import QueueSystem
     from otf_workflows.schemas import LabelDocument
 
-logger = logging.getLogger("otf_workflows.engine.submitter")
+logger = logging.getLogger("otf_workflows.engine.queues.submitter")
 
 FIRST_PAUSE_S = 10.0
 STILLBORN_PAUSE_S = 30.0

@@ -13,12 +13,12 @@ import pytest
 from fireworks import FWorker
 from jobflow import Flow
 
-from otf_workflows.engine import batch as batch_module
-from otf_workflows.engine.batch import Batch, run_side_by_side, warning_s
-from otf_workflows.engine.packing import limits_of
-from otf_workflows.engine.queue_jobs import BatchJob, BatchState, QueueJobs, new_token, token_in
+from otf_workflows.engine.queues import batch as batch_module
+from otf_workflows.engine.queues.batch import Batch, run_side_by_side, warning_s
+from otf_workflows.engine.queues.jobs import BatchJob, BatchState, QueueJobs, new_token, token_in
+from otf_workflows.engine.queues.packing import limits_of
+from otf_workflows.engine.queues.retries import Limits
 from otf_workflows.engine.recovery import put_back_lost_jobs
-from otf_workflows.engine.retries import Limits
 from otf_workflows.engine.worker import Worker
 from otf_workflows.settings import Queue, load_site
 from otf_workflows.store import Store

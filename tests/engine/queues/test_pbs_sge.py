@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from otf_workflows.engine.queue_system import (
+from otf_workflows.engine.queues.system import (
     QueueJobState,
     QueueRefused,
     QueueSystem,

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from otf_workflows.engine.packing import WARNING_S
+from otf_workflows.engine.queues.packing import WARNING_S
 from otf_workflows.labelers.outcome import queue_id
 from otf_workflows.types import FailureCause, Role
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
-    from otf_workflows.engine.retries import Limits
+    from otf_workflows.engine.queues.retries import Limits
 
-logger = logging.getLogger("otf_workflows.engine.batch")
+logger = logging.getLogger("otf_workflows.engine.queues.batch")
 
 WARNING_SIGNAL = signal.SIGUSR1
 RESERVE_S = 20.0
@@ -77,9 +77,9 @@ class Batch:
         walltime_s: float,
         limits: Limits,
     ) -> None:
-        from otf_workflows.engine.incidents import Incidents
-        from otf_workflows.engine.label_costs import LabelCosts
-        from otf_workflows.engine.queue_jobs import QueueJobs
+        from otf_workflows.engine.queues.incidents import Incidents
+        from otf_workflows.engine.queues.jobs import QueueJobs
+        from otf_workflows.engine.queues.label_costs import LabelCosts
         from otf_workflows.store import Store
 
         self.token = token

@@ -2,8 +2,8 @@
 
 import pytest
 
-from otf_workflows.engine.backoff import BackOff
-from otf_workflows.engine.packing import (
+from otf_workflows.engine.queues.backoff import BackOff
+from otf_workflows.engine.queues.packing import (
     Load,
     grant_for_label,
     limits_of,
@@ -11,7 +11,7 @@ from otf_workflows.engine.packing import (
     pilots_wanted,
     usual_wait_s,
 )
-from otf_workflows.engine.retries import MAX_LOSSES, Grant, Limits, decide
+from otf_workflows.engine.queues.retries import MAX_LOSSES, Grant, Limits, decide
 from otf_workflows.settings import Queue
 from otf_workflows.types import FailureCause, Packing
 

@@ -6,11 +6,12 @@ import pytest
 from fireworks import FWorker
 from jobflow import Flow
 
-from otf_workflows.engine import FireWorksEngine, JobState, judge
+from otf_workflows.engine import FireWorksEngine, JobState
 from otf_workflows.engine.identity import WorkerName
-from otf_workflows.engine.launcher import Launcher
-from otf_workflows.engine.queue_jobs import BatchState, QueueJobs
-from otf_workflows.engine.queue_system import Fate
+from otf_workflows.engine.queues import judge
+from otf_workflows.engine.queues.jobs import BatchState, QueueJobs
+from otf_workflows.engine.queues.launcher import Launcher
+from otf_workflows.engine.queues.system import Fate
 from otf_workflows.errors import DatabaseError
 from otf_workflows.settings import Queue
 from otf_workflows.store import Store
@@ -44,7 +45,7 @@ def make(site, engine, queue, monkeypatch):
         engine.site = queued
         return Launcher(queued, engine, systems={Role.DFT: queue})
 
-    monkeypatch.setattr("otf_workflows.engine.submitter.STILLBORN_PAUSE_S", 0.0)
+    monkeypatch.setattr("otf_workflows.engine.queues.submitter.STILLBORN_PAUSE_S", 0.0)
     return make
 
 
@@ -294,7 +295,7 @@ def test_a_paused_campaign_gives_its_reservations_back(make, queue, engine, book
 
 
 def test_batch_jobs_in_which_no_worker_begins_are_not_repeated_at_once(make, queue, monkeypatch):
-    monkeypatch.setattr("otf_workflows.engine.submitter.STILLBORN_PAUSE_S", 60.0)
+    monkeypatch.setattr("otf_workflows.engine.queues.submitter.STILLBORN_PAUSE_S", 60.0)
     launcher = make(max_jobs=1)
     launcher.look()
     queue.end("1", FailureCause.UNKNOWN, "FAILED exit code 127")

@@ -10,7 +10,7 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from otf_workflows.engine.queue_base import (
+from otf_workflows.engine.queues.base import (
     SUBMIT_S,
     Fate,
     QueueJob,

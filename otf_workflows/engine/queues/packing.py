@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from otf_workflows.engine.retries import GROWTH, Grant, Limits
+from otf_workflows.engine.queues.retries import GROWTH, Grant, Limits
 from otf_workflows.types import Packing
 
 if TYPE_CHECKING:

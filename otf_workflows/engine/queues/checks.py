@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from otf_workflows.database_checks import is_loopback
-from otf_workflows.engine.queue_system import (
+from otf_workflows.engine.queues.system import (
     Fate,
     QueueJobState,
     QueueSystem,
@@ -174,7 +174,7 @@ def _submit(
     folder.mkdir(parents=True)
     job = _TestJob(role, QueueSystem(queue), folder, "")
     command = [
-        queue.python or sys.executable, "-m", "otf_workflows.engine.probe",
+        queue.python or sys.executable, "-m", "otf_workflows.engine.queues.probe",
         "--role", str(role), "--site", str(site_file(site)), "--answer", str(job.answer),
     ]  # fmt: skip
     if campaign is not None:

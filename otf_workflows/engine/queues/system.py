@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otf_workflows.engine.queue_base import (
+from otf_workflows.engine.queues.base import (
     JOB_PREFIX,
     BatchSystem,
     Fate,
@@ -17,10 +17,10 @@ from otf_workflows.engine.queue_base import (
     QueueRefused,
     QueueUnavailable,
 )
-from otf_workflows.engine.queue_pbs import Pbs
-from otf_workflows.engine.queue_script import WARNING_S, WARNING_SIGNAL, render
-from otf_workflows.engine.queue_sge import Sge
-from otf_workflows.engine.queue_slurm import Slurm
+from otf_workflows.engine.queues.pbs import Pbs
+from otf_workflows.engine.queues.script import WARNING_S, WARNING_SIGNAL, render
+from otf_workflows.engine.queues.sge import Sge
+from otf_workflows.engine.queues.slurm import Slurm
 from otf_workflows.types import QueueKind
 
 if TYPE_CHECKING:

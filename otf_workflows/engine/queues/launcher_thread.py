@@ -13,7 +13,7 @@ from otf_workflows.types import Role
 if TYPE_CHECKING:
     from otf_workflows.settings import Site
 
-logger = logging.getLogger("otf_workflows.engine.launcher")
+logger = logging.getLogger("otf_workflows.engine.queues.launcher")
 
 RECONCILE_S = 5.0
 """How often campaigns are brought forward where no control worker does it (s)."""
@@ -35,7 +35,7 @@ class LauncherThread:
 
     def __init__(self, site: Site, *, reconcile: bool = True) -> None:
         from otf_workflows.engine.fireworks_engine import FireWorksEngine
-        from otf_workflows.engine.launcher import Launcher
+        from otf_workflows.engine.queues.launcher import Launcher
 
         self._engine = FireWorksEngine(site)
         self.launcher = Launcher(site, self._engine)

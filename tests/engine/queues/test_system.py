@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from otf_workflows.engine import queue_base, queue_script, queue_slurm
-from otf_workflows.engine.queue_slurm import _complaint, _fate_of_record, _fields, _queue_job, fate
-from otf_workflows.engine.queue_system import (
+from otf_workflows.engine.queues import base as queue_base
+from otf_workflows.engine.queues import script as queue_script
+from otf_workflows.engine.queues import slurm as queue_slurm
+from otf_workflows.engine.queues.slurm import _complaint, _fate_of_record, _fields, _queue_job, fate
+from otf_workflows.engine.queues.system import (
     WARNING_SIGNAL,
     QueueJobState,
     QueueRefused,

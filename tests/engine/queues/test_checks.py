@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from otf_workflows import preflight
-from otf_workflows.engine import probe, queue_checks
-from otf_workflows.engine.queue_system import QueueSystem
+from otf_workflows.engine.queues import checks as queue_checks
+from otf_workflows.engine.queues import probe
+from otf_workflows.engine.queues.system import QueueSystem
 from otf_workflows.settings import DatabaseSettings, Queue, RemoteSettings, Site, load_site
 from otf_workflows.types import EngineKind, Role
 

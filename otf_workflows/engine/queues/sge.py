@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from otf_workflows.engine.queue_base import (
+from otf_workflows.engine.queues.base import (
     SUBMIT_S,
     Fate,
     QueueJob,

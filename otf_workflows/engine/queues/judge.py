@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.engine.identity import WorkerName, kill_programs_of
-from otf_workflows.engine.packing import limits_of
-from otf_workflows.engine.queue_jobs import BatchState, token_in
-from otf_workflows.engine.queue_system import QueueJobState
+from otf_workflows.engine.queues.jobs import BatchState, token_in
+from otf_workflows.engine.queues.packing import limits_of
+from otf_workflows.engine.queues.system import QueueJobState
 from otf_workflows.engine.recovery import put_back
 from otf_workflows.schemas import now
 from otf_workflows.types import FailureCause
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
-    from otf_workflows.engine.incidents import Incidents
-    from otf_workflows.engine.queue_jobs import BatchJob, QueueJobs
-    from otf_workflows.engine.queue_system import Fate, QueueJob, QueueSystem
+    from otf_workflows.engine.queues.incidents import Incidents
+    from otf_workflows.engine.queues.jobs import BatchJob, QueueJobs
+    from otf_workflows.engine.queues.system import Fate, QueueJob, QueueSystem
     from otf_workflows.types import Role
 
 GRACE = timedelta(seconds=60)

@@ -1,6 +1,6 @@
 """What a test job looks at where it runs: the answer to "would a worker be happy here?".
 
-``python -m otf_workflows.engine.probe --role dft --site site.yaml --answer answer.json``
+``python -m otf_workflows.engine.queues.probe --role dft --site site.yaml --answer answer.json``
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from otf_workflows.campaign import Campaign
     from otf_workflows.engine.host import write_private
 
-    parser = argparse.ArgumentParser(prog="python -m otf_workflows.engine.probe")
+    parser = argparse.ArgumentParser(prog="python -m otf_workflows.engine.queues.probe")
     parser.add_argument("--role", type=Role, required=True)
     parser.add_argument("--site", type=Path, required=True)
     parser.add_argument("--answer", type=Path, required=True)

@@ -3,8 +3,8 @@
 FireWorks' own ``qlaunch`` submits and forgets. Here every look compares three books: the batch
 system's list, our ``otf_queue_jobs`` and the launch pad. A batch job that vanished is noticed at
 the next look, its cause is asked for and written down, and its job runs again or fails by policy
-(:mod:`otf_workflows.engine.retries`). Nothing that matters is kept in memory: a launcher may be
-killed at any moment, and the next one goes on from the three books.
+(:mod:`otf_workflows.engine.queues.retries`). Nothing that matters is kept in memory: a launcher
+may be killed at any moment, and the next one goes on from the three books.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import time
 from typing import TYPE_CHECKING
 
 from otf_workflows.connection import translated
-from otf_workflows.engine.backoff import BackOff
-from otf_workflows.engine.incidents import Incidents
-from otf_workflows.engine.judge import Judge
-from otf_workflows.engine.label_costs import LabelCosts
-from otf_workflows.engine.queue_jobs import QueueJobs, home_id
-from otf_workflows.engine.queue_system import QueueSystem, QueueUnavailable
-from otf_workflows.engine.submitter import Submitter
+from otf_workflows.engine.queues.backoff import BackOff
+from otf_workflows.engine.queues.incidents import Incidents
+from otf_workflows.engine.queues.jobs import QueueJobs, home_id
+from otf_workflows.engine.queues.judge import Judge
+from otf_workflows.engine.queues.label_costs import LabelCosts
+from otf_workflows.engine.queues.submitter import Submitter
+from otf_workflows.engine.queues.system import QueueSystem, QueueUnavailable
 from otf_workflows.errors import OtfError
 from otf_workflows.store import Store
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otf_workflows.engine.fireworks_engine import FireWorksEngine
-    from otf_workflows.engine.queue_system import QueueJob
+    from otf_workflows.engine.queues.system import QueueJob
     from otf_workflows.settings import Site
     from otf_workflows.types import QueueKind, Role
 
-logger = logging.getLogger("otf_workflows.engine.launcher")
+logger = logging.getLogger("otf_workflows.engine.queues.launcher")
 
 LOOK_S = 10.0
 """The batch system is asked for its list so often (s)."""
