@@ -183,8 +183,9 @@ def _finish(store: Store, document: CampaignDocument, cycles: list[CycleDocument
     reason = verdict.sentences[-1] if verdict.sentences else str(outcome)
     store.set_campaign(document.name, state=outcome, outcome=outcome, reason=reason, finished=now())
     store.set_campaign(document.name, totals=totals(store, document.name))
-    store.event(f"campaign {outcome}", campaign=document.name, details={"reason": reason})
-    return [f"{document.name}: {outcome}. {reason}"]
+    words = str(outcome).replace("_", " ")
+    store.event(f"campaign {words}", campaign=document.name, details={"reason": reason})
+    return [f"{document.name}: {words}. {reason}"]
 
 
 def book_labels(store: Store, engine: Engine, name: str) -> list[str]:

@@ -200,7 +200,7 @@ def _close(
     store.set_campaign(campaign.name, incumbent_id=verdict.incumbent_id, calibration=calibration)
     store.set_cycle(campaign.name, cycle, verdict=verdict, state=CycleState.DONE, finished=now())
     store.event(
-        f"cycle {cycle} closed: {verdict.decision}",
+        f"cycle {cycle} closed: {str(verdict.decision).replace('_', ' ')}",
         campaign=campaign.name,
         cycle=cycle,
         details={"sentences": verdict.sentences, "promoted": verdict.promoted},

@@ -262,7 +262,7 @@ class _Author:
             )
         )
         self.say(
-            f"cycle {cycle} closed: {verdict.decision}",
+            f"cycle {cycle} closed: {str(verdict.decision).replace('_', ' ')}",
             cycle=cycle,
             details={"sentences": verdict.sentences, "promoted": verdict.promoted},
         )
