@@ -1,10 +1,7 @@
 """Every page in a real browser: it loads clean, fits, follows the keyboard, and stays fresh."""
 
-import os
 import re
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,25 +12,6 @@ from otf_workflows.types import CampaignState, FailureCause
 pytestmark = pytest.mark.slow
 
 PATIENCE_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Debian's Chromium; where it is missing the tests are left out, on CI they fail."""
-    program = os.environ.get("OTF_CHROMIUM") or shutil.which("chromium")
-    if program is None or not Path(program).exists():
-        if os.environ.get("CI"):
-            pytest.fail("chromium is missing: apt-get install chromium")
-        pytest.skip("chromium is missing: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=program,
-            # A container has no graphics card, and its root user no sandbox.
-            args=["--no-sandbox", "--enable-unsafe-swiftshader"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

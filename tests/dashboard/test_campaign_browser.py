@@ -1,10 +1,7 @@
 """Pages of the science in a real browser: plots, zoom over updates, structures, no JavaScript."""
 
 import io
-import os
-import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,25 +11,6 @@ pytestmark = pytest.mark.slow
 NAME = "synthetic-licl"
 PATIENCE_MS = 90_000
 """Software rendering on a busy machine is slow; nothing here waits longer than it must."""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Debian's Chromium; where it is missing the tests are left out, on CI they fail."""
-    program = os.environ.get("OTF_CHROMIUM") or shutil.which("chromium")
-    if program is None or not Path(program).exists():
-        if os.environ.get("CI"):
-            pytest.fail("chromium is missing: apt-get install chromium")
-        pytest.skip("chromium is missing: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=program,
-            # A container has no graphics card, and its root user no sandbox.
-            args=["--no-sandbox", "--enable-unsafe-swiftshader"],
-        )
-        yield browser
-        browser.close()
 
 
 _written = {}

@@ -68,10 +68,9 @@ def test_every_route_but_the_login_wants_a_token(bare, method, path, name):
     assert answer.status_code == (200 if method == "GET" else 422) if name in OPEN else 401
 
 
-@pytest.mark.parametrize(("method", "path", "name"), WRITES)
+# The login changes nothing but a cookie.
+@pytest.mark.parametrize(("method", "path", "name"), [w for w in WRITES if w.values[2] not in OPEN])
 def test_every_write_is_refused_by_a_dashboard_that_only_looks(bare, method, path, name):
-    if name in OPEN:
-        pytest.skip("the login changes nothing but a cookie")
     answer = bare().request(method, path, headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 403
     assert "--allow-actions" in answer.text
