@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import psutil
 
 
 def runs_in(pid: int, folder: Path) -> bool:
@@ -16,9 +19,25 @@ def runs_in(pid: int, folder: Path) -> bool:
     import psutil
 
     try:
-        return any(str(folder) in word for word in psutil.Process(pid).cmdline())
+        return any(str(folder) in word for word in _command_line(psutil.Process(pid)))
     except psutil.Error:
         return False
+
+
+def _command_line(process: psutil.Process, *, patience_s: float = 2.0) -> list[str]:
+    """Return a process's words; one that has just been started has none for a moment.
+
+    The kernel closes the descriptors that the parent waits for before it lays
+    out the arguments of the new program, so ``Popen`` may return too early.
+    """
+    import psutil
+
+    end = time.monotonic() + patience_s
+    while not (words := process.cmdline()):
+        if process.status() == psutil.STATUS_ZOMBIE or time.monotonic() > end:
+            break
+        time.sleep(0.01)
+    return words
 
 
 def kill_tree(pid: int, folder: Path) -> None:
