@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ase import Atoms
+    from numpy.typing import ArrayLike
 
 BLOB_KEYS = ["blob", "candidates", "pool", "frames", "evaluation"]
 """Keys of job outputs that jobflow stores outside the document."""
@@ -281,12 +282,28 @@ class ErrorStatistics(Document):
 
 
 class Calibration(Document):
-    """How the raw uncertainty became an honest one."""
+    """How the raw uncertainty becomes an honest one: σ = √((factor × raw σ)² + floor²)."""
 
-    factor: float = Field(1.0, description="Calibrated σ = factor × raw σ.")
+    factor: float = Field(1.0, description="What the raw σ is multiplied by.")
+    floor_eV_A: float = Field(
+        0.0, description="Error that stays however small the raw σ is (eV/Å), added in squares."
+    )
     nominal: float = Field(0.9, description="Share of frames meant to lie below σ.")
     n: int = Field(0, description="Labels used, none of them trained on; 0 means uncalibrated.")
     measured: float | None = Field(None, description="Coverage seen on the next fresh batch.")
+
+    def calibrated(self, sigma_eV_A: ArrayLike) -> Any:
+        """Return the honest uncertainty (eV/Å) of a raw one, a number or an array."""
+        import numpy as np
+
+        honest = np.hypot(self.factor * np.asarray(sigma_eV_A, dtype=float), self.floor_eV_A)
+        return honest if honest.ndim else float(honest)
+
+    def of_frame(self, sigmas_eV_A: ArrayLike) -> float:
+        """Return the honest uncertainty of a frame (eV/Å) from the raw one of each atom, (n,)."""
+        import numpy as np
+
+        return self.calibrated(np.max(np.asarray(sigmas_eV_A, dtype=float)))
 
 
 class TrainingResult(Document):

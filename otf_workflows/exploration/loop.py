@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from otf_workflows.exploration.health import Guards
     from otf_workflows.potentials.base import Potential
+    from otf_workflows.schemas import Calibration
 
 SAVE_EVERY = 100
 """MD steps between saves. At each, saved or not, the dynamics starts anew from its checkpoint, so
@@ -106,8 +107,8 @@ class MdLoop:
         Read the uncertainty every so many steps, at the start and at the end.
     tolerance_eV_A
         Above this a check is counted in ``n_above`` (eV/Å).
-    calibration_factor
-        Calibrated uncertainty = this × raw.
+    calibration
+        How the raw uncertainty becomes an honest one.
     observer
         Told of every check.
     inputs_digest
@@ -126,7 +127,7 @@ class MdLoop:
         n_steps: int,
         check_every: int,
         tolerance_eV_A: float,
-        calibration_factor: float,
+        calibration: Calibration,
         observer: Observer,
         inputs_digest: str,
         scratch: Path | None,
@@ -137,7 +138,7 @@ class MdLoop:
         self.n_steps = n_steps
         self.check_every = check_every
         self.tolerance_eV_A = tolerance_eV_A
-        self.calibration_factor = calibration_factor
+        self.calibration = calibration
         self.observer = observer
         self.scratch = scratch
         self.reason: StopReason | None = None
@@ -207,7 +208,7 @@ class MdLoop:
                 f"The potential {self.potential.name} gives no uncertainty.",
                 hint="fit its uncertainty heads, or choose another potential",
             )
-        sigma = self.calibration_factor * float(prediction.sigma_eV_A.max())
+        sigma = self.calibration.of_frame(prediction.sigma_eV_A)
         if not math.isfinite(sigma):
             self._stop(StopReason.FORCE, "The uncertainty of the forces is not a finite number.")
             return

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from otf_workflows.campaign import Production
     from otf_workflows.potentials.base import Potential
+    from otf_workflows.schemas import Calibration
 
 EQUILIBRATION = 0.2
 """Share of a run that is left out of all averages."""
@@ -95,7 +96,7 @@ def run_production(
     *,
     rules: Production,
     tolerance_eV_A: float,
-    calibration_factor: float,
+    calibration: Calibration,
     seed: int,
     n_audit: int,
     model_id: str = "",
@@ -121,8 +122,8 @@ def run_production(
         Section ``production`` of the campaign.
     tolerance_eV_A
         Force error that the user can live with (eV/Å).
-    calibration_factor
-        Calibrated uncertainty = this × raw.
+    calibration
+        How the raw uncertainty becomes an honest one.
     seed
         Same seed, same run.
     n_audit
@@ -148,7 +149,7 @@ def run_production(
     shared: dict[str, Any] = {
         "rules": rules,
         "tolerance_eV_A": tolerance_eV_A,
-        "calibration_factor": calibration_factor,
+        "calibration": calibration,
         "friction_per_fs": friction_per_fs,
         "guards": {"min_distance_ratio": min_distance_ratio, "max_volume_ratio": max_volume_ratio},
         "model_id": model_id,
@@ -226,7 +227,7 @@ def _md(
     rules: Production,
     n_steps: int,
     tolerance_eV_A: float,
-    calibration_factor: float,
+    calibration: Calibration,
     friction_per_fs: float,
     guards: dict[str, float],
     model_id: str,
@@ -252,14 +253,15 @@ def _md(
         n_steps=n_steps,
         check_every=rules.sample_every,
         tolerance_eV_A=tolerance_eV_A,
-        calibration_factor=calibration_factor,
+        calibration=calibration,
         observer=_Bystander(),
         inputs_digest=digest(
             start=start.model_dump(mode="json"),
             rules=rules.model_dump(mode="json"),
             guards=guards,
             model_id=model_id,
-            numbers=[n_steps, tolerance_eV_A, calibration_factor, friction_per_fs],
+            calibration=calibration.model_dump(mode="json"),
+            numbers=[n_steps, tolerance_eV_A, friction_per_fs],
         ),
         scratch=scratch,
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from otf_workflows.campaign import Exploration
     from otf_workflows.potentials.base import Potential
+    from otf_workflows.schemas import Calibration
 
 STOP_RATIO = 2.0
 """Stop above so many tolerances; VASP's on-the-fly learning interrupts at the same ratio."""
@@ -44,7 +45,7 @@ def explore(
     rules: Exploration,
     temperature_K: float,
     tolerance_eV_A: float,
-    calibration_factor: float,
+    calibration: Calibration,
     seed: int,
     n_pool: int,
     origin: Origin,
@@ -86,8 +87,8 @@ def explore(
         Thermostat temperature (K).
     tolerance_eV_A
         Force error that the user can live with (eV/Å).
-    calibration_factor
-        Calibrated uncertainty = this × raw.
+    calibration
+        How the raw uncertainty becomes an honest one.
     seed
         Of velocities, thermostat and samples: same seed, same segment, bit for bit.
     n_pool
@@ -134,8 +135,9 @@ def explore(
     )
     left = None
     if checkpoint is not None and stop_on_uncertainty:
-        limit_eV_A = STOP_RATIO * tolerance_eV_A / calibration_factor
-        left = observer.leave_if_lost(checkpoint, potential, limit_eV_A, calibration_factor)
+        left = observer.leave_if_lost(
+            checkpoint, potential, limit_eV_A=STOP_RATIO * tolerance_eV_A, calibration=calibration
+        )
     if checkpoint is not None and left:
         anew = first_checkpoint(atoms, temperature_K=temperature_K, seed=(seed, checkpoint.step))
         start = observer.trusted = anew.model_copy(update={"step": checkpoint.step})
@@ -158,15 +160,16 @@ def explore(
         n_steps=rules.steps_per_cycle,
         check_every=rules.check_every,
         tolerance_eV_A=tolerance_eV_A,
-        calibration_factor=calibration_factor,
+        calibration=calibration,
         observer=observer,
         inputs_digest=digest(
             frame=frame.model_dump(mode="json"),
             rules=rules.model_dump(mode="json"),
             start=start.model_dump(mode="json"),
             origin=observer.origin.model_dump(mode="json"),
+            calibration=calibration.model_dump(mode="json"),
             numbers=[
-                *(tolerance_eV_A, calibration_factor, seed, n_pool),
+                *(tolerance_eV_A, seed, n_pool),
                 *(reference_volume_A3, stop_on_uncertainty),
             ],
         ),
@@ -224,18 +227,21 @@ class _Collector:
         self,
         checkpoint: Checkpoint,
         potential: Potential,
+        *,
         limit_eV_A: float,
-        calibration_factor: float,
+        calibration: Calibration,
     ) -> str | None:
-        """Collect a checkpoint whose raw uncertainty is beyond the limit; say so, or None."""
+        """Collect a checkpoint whose uncertainty is beyond the limit; say so, or None."""
         atoms = checkpoint.frame.to_atoms()
         try:
             sigmas_eV_A = potential.predict(atoms, uncertainty=True).sigma_eV_A
         except PotentialError as error:
             return f"Begun anew, the potential having given up at the checkpoint: {error.what}"
-        if sigmas_eV_A is None or sigmas_eV_A.max() <= limit_eV_A:
+        if sigmas_eV_A is None:
             return None
-        sigma = calibration_factor * float(sigmas_eV_A.max())
+        sigma = calibration.of_frame(sigmas_eV_A)
+        if sigma <= limit_eV_A:
+            return None
         self.candidates.put(
             self._frame(atoms, checkpoint.step, sigma, potential, Purpose.UNCERTAIN)
         )

@@ -68,7 +68,7 @@ def explore(
         rules=rules,
         temperature_K=temperature_K,
         tolerance_eV_A=tolerance_eV_A,
-        calibration_factor=calibration.factor,
+        calibration=calibration,
         stop_on_uncertainty=calibration.n > 0,
         seed=seed,
         n_pool=n_pool,

@@ -48,7 +48,7 @@ def produce(
         load_model(campaign.potential, weights),
         rules=rules,
         tolerance_eV_A=campaign.tolerance_eV_A,
-        calibration_factor=calibration.factor,
+        calibration=calibration,
         seed=campaign.seed,
         n_audit=rules.audit_labels,
         model_id=origin.model_id or campaign.potential,

@@ -258,7 +258,7 @@ def worst_atoms(
     cycle, production
         Copied into the points.
     calibration
-        Of the model: calibrated σ = factor × raw σ.
+        Of the model.
     only
         Keys of the labels wanted; all if not given.
     """
@@ -275,7 +275,7 @@ def worst_atoms(
         key: UncertaintyPoint(
             cycle=cycle,
             calibrated=calibration.n > 0,
-            sigma_eV_A=calibration.factor * sigma,
+            sigma_eV_A=calibration.calibrated(sigma),
             error_eV_A=error,
             force_eV_A=float(np.linalg.norm(np.array(forces), axis=1).max()),
             production=production,

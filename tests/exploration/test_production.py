@@ -5,7 +5,7 @@ from ase.build import bulk
 
 from otf_workflows.campaign import Production
 from otf_workflows.exploration import ProductionRun, decode_trajectory, run_production
-from otf_workflows.schemas import Frame, Origin
+from otf_workflows.schemas import Calibration, Frame, Origin
 from otf_workflows.testing.potential import ToyPotential
 from otf_workflows.types import Purpose, StopReason
 
@@ -20,7 +20,7 @@ def produce(potential=None, *, frame=COPPER, rules=None, **changes):
         "audit_steps": 100,
         **(rules or {}),
     }
-    arguments = {"tolerance_eV_A": 0.2, "calibration_factor": 1.0, "seed": 5, "n_audit": 3}
+    arguments = {"tolerance_eV_A": 0.2, "calibration": Calibration(), "seed": 5, "n_audit": 3}
     return run_production(
         frame, potential or ToyPotential(), rules=Production(**sections), **(arguments | changes)
     )

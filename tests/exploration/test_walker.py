@@ -19,7 +19,7 @@ from otf_workflows.errors import InputError, PotentialError
 from otf_workflows.exploration import decode_trajectory, explore
 from otf_workflows.exploration.walker import Reservoir
 from otf_workflows.potentials.base import Prediction
-from otf_workflows.schemas import Checkpoint, Frame, Origin
+from otf_workflows.schemas import Calibration, Checkpoint, Frame, Origin
 from otf_workflows.testing.potential import ToyPotential
 from otf_workflows.types import Purpose, StopReason
 
@@ -62,7 +62,7 @@ def walk(potential=None, *, n_steps=60, frame=COPPER, **changes):
         "model_id": "m",
         "temperature_K": 300.0,
         "tolerance_eV_A": 0.1,
-        "calibration_factor": 1.0,
+        "calibration": Calibration(),
         "seed": 7,
         "n_pool": 3,
         "origin": Origin(campaign="c", cycle=2),
@@ -107,7 +107,7 @@ def test_frames_between_the_bands_are_collected_with_features_and_origin():
 
 
 def test_calibration_factor_scales_the_uncertainty():
-    segment = walk(Scripted(sigmas=(0.0, 0.03)), calibration_factor=5.0)
+    segment = walk(Scripted(sigmas=(0.0, 0.03)), calibration=Calibration(factor=5.0))
     assert segment.sigmas_eV_A == pytest.approx([0.0] + [0.15] * 6)
 
 
@@ -205,13 +205,13 @@ def test_walker_killed_with_sigkill_resumes_to_the_same_bits(tmp_path):
         from ase.build import bulk
         from otf_workflows.campaign import Exploration
         from otf_workflows.exploration import explore
-        from otf_workflows.schemas import Frame, Origin
+        from otf_workflows.schemas import Calibration, Frame, Origin
         from otf_workflows.testing.potential import ToyPotential
 
         segment = explore(
             Frame.from_atoms(bulk("Cu", cubic=True, a=3.62)), ToyPotential(), walker=0,
             model_id="m", rules=Exploration(steps_per_cycle=150), temperature_K=300.0,
-            tolerance_eV_A=0.3, calibration_factor=1.0, seed=1, n_pool=2, origin=Origin(),
+            tolerance_eV_A=0.3, calibration=Calibration(), seed=1, n_pool=2, origin=Origin(),
             scratch=Path(sys.argv[1]),
         )
         print(segment.model_dump_json(exclude={"seconds"}))
