@@ -108,7 +108,9 @@ class Alignment(Document):
         return float(sum(self.shifts_eV[chemical_symbols[number]] for number in numbers))
 
 
-def align(labels: Sequence[LabelledFrame], predictions: Sequence[Prediction]) -> Alignment:
+def align(
+    labels: Sequence[LabelledFrame], predictions: Sequence[Prediction], *, own_zeros: bool = False
+) -> Alignment:
     """Return energy shifts and the checks of signs and units.
 
     Parameters
@@ -117,6 +119,9 @@ def align(labels: Sequence[LabelledFrame], predictions: Sequence[Prediction]) ->
         Labels of one level of theory.
     predictions
         What the parent says of the same structures, in the same order.
+    own_zeros
+        Fit the energy zeros to the labels alone, for a network that starts from nothing; the
+        parent then serves the checks only.
 
     Raises
     ------
@@ -124,7 +129,16 @@ def align(labels: Sequence[LabelledFrame], predictions: Sequence[Prediction]) ->
         If a factor between labels and parent is a unit or a sign rather than an error, if the
         forces have nothing in common, or if energies do not follow the composition.
     """
-    shifts, separable, residual = _energy_shifts(labels, predictions)
+    shifts, separable, residual = _energy_shifts(labels, [p.energy_eV for p in predictions])
+    if residual > MAX_RESIDUAL_EV_ATOM:
+        raise AlignmentError(
+            f"The energies of the labels do not follow those of the potential: "
+            f"{residual:.2g} eV/atom are left after the zeros of the elements were aligned.",
+            where=f"{len(labels)} labels",
+            hint="check that all labels are total energies in eV, of one code and recipe",
+        )
+    if own_zeros:
+        shifts, separable, residual = _energy_shifts(labels, [0.0] * len(labels))
     compositions = sorted({_formula(label.frame.numbers) for label in labels})
     sentences = [_shift_sentence(shifts, compositions, residual, separable=separable)]
     force_slope, force_correlation, sentence = _check_forces(labels, predictions)
@@ -145,7 +159,7 @@ def align(labels: Sequence[LabelledFrame], predictions: Sequence[Prediction]) ->
 
 
 def _energy_shifts(
-    labels: Sequence[LabelledFrame], predictions: Sequence[Prediction]
+    labels: Sequence[LabelledFrame], energies_eV: Sequence[float]
 ) -> tuple[dict[str, float], bool, float]:
     """Return shift per element (eV), whether elements separate, and what is left (eV/atom).
 
@@ -161,21 +175,11 @@ def _energy_shifts(
     )
     sizes = counts.sum(axis=1)
     differences = np.array(
-        [
-            label.energy_eV - prediction.energy_eV
-            for label, prediction in zip(labels, predictions, strict=True)
-        ]
+        [label.energy_eV - energy_eV for label, energy_eV in zip(labels, energies_eV, strict=True)]
     )
     fractions = counts / sizes[:, None]
     solution, _, rank, _ = linalg.lstsq(fractions, differences / sizes, cond=RANK_TOLERANCE)
     residual = float(np.abs(differences / sizes - fractions @ solution).mean())
-    if residual > MAX_RESIDUAL_EV_ATOM:
-        raise AlignmentError(
-            f"The energies of the labels do not follow those of the potential: "
-            f"{residual:.2g} eV/atom are left after the zeros of the elements were aligned.",
-            where=f"{len(labels)} labels",
-            hint="check that all labels are total energies in eV, of one code and recipe",
-        )
     shifts = {chemical_symbols[z]: float(s) for z, s in zip(elements, solution, strict=True)}
     return shifts, bool(rank == len(elements)), residual
 

@@ -90,10 +90,24 @@ class Quorum(Section):
         return n_in >= self.fraction * n_wanted
 
 
+EPOCHS = 60
+EPOCHS_FROM_SCRATCH = 300
+"""Random weights are further from the goal than pretrained ones."""
+
+
 class TrainingRules(Section):
     """Fine-tuning."""
 
-    epochs: int = Field(60, ge=1, description="Passes over the training labels.")
+    from_scratch: bool = Field(
+        default=False,
+        description="Start from random weights of the same architecture; the pretrained ones "
+        "only drive the walkers until they are beaten.",
+    )
+    epochs: int = Field(
+        default_factory=lambda given: EPOCHS_FROM_SCRATCH if given["from_scratch"] else EPOCHS,
+        ge=1,
+        description="Passes over the training labels: 60, or 300 from scratch.",
+    )
     learning_rate: float = Field(2e-3, gt=0, le=0.1, description="Peak of the cosine schedule.")
     batch_atoms: int = Field(64, ge=1, description="Most atoms in one batch.")
     force_weight: float = Field(1.0, ge=0, description="Weight of forces in the loss.")

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
+    from otf_workflows.potentials.trainable import Trainable
 
-__all__ = ["Potential", "PotentialError", "Prediction"]
+
+__all__ = ["Potential", "PotentialError", "Prediction", "TrainablePotential"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,11 @@ class Potential(Protocol):
 
     def dump(self) -> bytes:
         """Return weights, heads and latent statistics as bytes."""
+
+
+@runtime_checkable
+class TrainablePotential(Potential, Protocol):
+    """A potential whose network can be trained; teaching and test potentials cannot."""
+
+    def trainable(self) -> Trainable:
+        """Return a copy of the network with gradients on, for the training loop."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from chgnet.model import CHGNet
 
     from otf_workflows.potentials.calculator import PotentialCalculator
+    from otf_workflows.potentials.chgnet_training import TrainableCHGNet
 
 MAX_ROWS = 16_000
 """Bonds plus angles in one forward pass: about one dense 100-atom cell."""
@@ -177,6 +178,12 @@ class CHGNetPotential:
         from otf_workflows.potentials.calculator import PotentialCalculator
 
         return PotentialCalculator(self)
+
+    def trainable(self) -> TrainableCHGNet:
+        """Return a copy of the network for the training loop."""
+        from otf_workflows.potentials.chgnet_training import TrainableCHGNet
+
+        return TrainableCHGNet(self.model, name=self.name)
 
     def dump(self) -> bytes:
         """Return everything as bytes that :func:`load` reads without running code from them."""

@@ -1,15 +1,18 @@
-"""Fine-tuning of CHGNet on labels, from a given parent, the same to the last bit every time.
+"""Training of a universal potential on labels, from a given parent, the same bits every time.
 
 The recipe is the measured best buy for 10 to 500 labels: energies aligned first, all layers
 trained, Adam with a cosine of our own over optimiser steps, Huber loss, batches counted in atoms,
 gradients clipped, and the epoch with the smallest validation force error kept. chgnet's own
 ``Trainer`` is not used: it keeps the last weights instead of the best, hardly anneals on small
-sets, and replaces a label without stress by another structure.
+sets, and replaces a label without stress by another structure. What is trained is any
+:class:`~otf_workflows.potentials.trainable.Trainable`; the loop knows no architecture.
+
+From scratch, the same loop starts from random weights of the same architecture. The parent still
+checks signs and units of the labels; the zeros of energy are then those of the labels themselves.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ import numpy as np
 
 from otf_workflows.alignment import Alignment, align
 from otf_workflows.errors import InputError
+from otf_workflows.potentials.base import TrainablePotential
 from otf_workflows.training.loop import Loop, Sample
 from otf_workflows.types import Split
 
@@ -32,10 +36,8 @@ if TYPE_CHECKING:
     from otf_workflows.campaign import TrainingRules
     from otf_workflows.potentials.base import Potential, Prediction
     from otf_workflows.potentials.chgnet_graph import Graph
+    from otf_workflows.potentials.trainable import Trainable
     from otf_workflows.schemas import LabelledFrame
-
-UNTRAINED = ("composition_model.", "site_wise.")
-"""Parts left alone: the energy zero is solved for, not trained; moments are not fitted."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,15 @@ def finetune(
     Parameters
     ----------
     parent
-        A CHGNet potential; its weights are where the training starts.
+        A potential that can be trained; its weights are where the training starts, unless the
+        rules say ``from_scratch``.
     labels
         Labels of all splits. ``train`` is trained on, ``validation`` chooses the epoch, and
         ``audit`` is never looked at.
     rules
         Epochs, learning rate, batch size and loss weights.
     seed
-        Seed of the order of the labels.
+        Seed of the order of the labels, and of random weights.
     n_threads
         Threads of torch during the call; as they are if not given.
     progress
@@ -114,27 +117,30 @@ def finetune(
             "There is no label to train on.", where=f"{len(labels)} labels, none of split 'train'"
         )
     with _reproducible(seed, n_threads):
-        model = _trainable_copy(parent)
-        alignment, samples = _prepare(parent, model, [*training, *validation])
+        trainable = _trainable(parent)
+        if rules.from_scratch:
+            trainable.randomise(seed=seed)
+        labels = [*training, *validation]
+        alignment, samples = _prepare(parent, trainable, labels, from_scratch=rules.from_scratch)
         loop = Loop(
-            model,
+            trainable,
             samples[: len(training)],
             samples[len(training) :],
             rules=rules,
             seed=seed,
-            task=_task(model, [*training, *validation], rules=rules, seed=seed),
+            task=_task(trainable, labels, rules=rules, seed=seed),
         )
         resumed = loop.resume(checkpoint)
         loop.run(checkpoint, progress=progress)
         loop.restore_best()
-    _shift_energies(model, alignment)
+    trainable.shift_energies(alignment.shifts_eV)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return Finetuned(
-        potential=_wrap(model, parent),
+        potential=trainable.finish(),
         history=loop.history,
         alignment=alignment,
-        sentences=[*resumed, *loop.sentences()],
+        sentences=[*resumed, *_origin(parent, rules, seed), *loop.sentences()],
         seconds=time.monotonic() - started,
     )
 
@@ -167,24 +173,37 @@ def _reproducible(seed: int, n_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _trainable_copy(parent: Potential) -> Any:
+def _trainable(parent: Potential) -> Trainable:
     """Return a copy of the parent's network with gradients switched on."""
-    from chgnet.model import CHGNet
+    if isinstance(parent, TrainablePotential):
+        return parent.trainable()
+    from otf_workflows.potentials.registry import POTENTIALS
 
-    network = getattr(parent, "model", None)
-    if not isinstance(network, CHGNet) or not network.mlp_first:
-        raise InputError(
-            f"The potential '{parent.name}' cannot be fine-tuned; only CHGNet can.",
-            hint="choose a potential of the family chgnet in the campaign file",
+    choice = ", ".join(name for name, entry in POTENTIALS.items() if entry.trainable)
+    raise InputError(
+        f"The potential '{parent.name}' cannot be trained.",
+        hint=f"choose one of {choice} in the campaign file",
+    )
+
+
+def _origin(parent: Potential, rules: TrainingRules, seed: int) -> list[str]:
+    """Return where the weights came from, if not from the parent."""
+    if not rules.from_scratch:
+        return []
+    return [
+        (
+            f"Trained from random weights (seed {seed}) in the architecture of {parent.name}: "
+            "nothing is known to it but the labels."
         )
-    model = copy.deepcopy(network)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(UNTRAINED))
-    return model
+    ]
 
 
 def _prepare(
-    parent: Potential, model: Any, labels: Sequence[LabelledFrame]
+    parent: Potential,
+    trainable: Trainable,
+    labels: Sequence[LabelledFrame],
+    *,
+    from_scratch: bool,
 ) -> tuple[Alignment, list[Sample]]:
     """Align the labels with the parent and build all graphs, now rather than when first used."""
     from otf_workflows.training.network import build_graphs
@@ -192,12 +211,17 @@ def _prepare(
     for label in labels:
         _check(label)
     structures = [label.frame.to_atoms() for label in labels]
-    graphs = build_graphs(model, structures, names=[label.key for label in labels])
+    graphs = build_graphs(trainable, structures, names=[label.key for label in labels])
     predictions = parent.predict_many(structures)
-    alignment = align(labels, predictions)
-    samples = [
-        _sample(model, label, graph, prediction, alignment)
+    alignment = align(labels, predictions, own_zeros=from_scratch)
+    references_eV = [
+        0.0 if from_scratch else _reference_eV(trainable, label, graph, prediction)
         for label, graph, prediction in zip(labels, graphs, predictions, strict=True)
+    ]
+    device = next(trainable.network.parameters()).device
+    samples = [
+        _sample(label, graph, reference_eV + alignment.shift_eV(label.frame.numbers), device)
+        for label, graph, reference_eV in zip(labels, graphs, references_eV, strict=True)
     ]
     return alignment, samples
 
@@ -218,47 +242,53 @@ def _check(label: LabelledFrame) -> None:
             )
 
 
-def _sample(
-    model: Any, label: LabelledFrame, graph: Graph, prediction: Prediction, alignment: Alignment
-) -> Sample:
-    """Return a label with the part of its energy that depends on the composition taken off.
+def _reference_eV(
+    trainable: Trainable, label: LabelledFrame, graph: Graph, prediction: Prediction
+) -> float:
+    """Return what the parent adds to its network: the reference energies of the elements.
 
-    What the parent adds to its network (reference energies) is the difference of its prediction
-    and the network's, so float64 carries the large numbers and float32 sees small ones only.
+    It is the difference of its prediction and the network's, so float64 carries the large numbers
+    and float32 sees small ones only.
     """
-    import torch
+    from otf_workflows.training.network import energy_force_stress
 
-    from otf_workflows.training.network import GPA_PER_EV_A3, energy_force_stress
-
-    energy, forces, _ = energy_force_stress(model, [graph], differentiable=False)
+    energy, forces, _ = energy_force_stress(trainable, [graph], differentiable=False)
     deviation = np.abs(forces.cpu().numpy() - prediction.forces_eV_A).max()
     if deviation > 2e-3 * max(1.0, np.abs(prediction.forces_eV_A).max()):
         raise InputError(
             f"The trainer and the potential disagree on forces by {deviation:.2g} eV/Å: "
-            "this variant of CHGNet is not known to the trainer.",
+            f"this variant of {trainable.name} is not known to the trainer.",
             where=f"label {label.key}",
         )
+    return prediction.energy_eV - float(energy) * label.frame.n_atoms
+
+
+def _sample(label: LabelledFrame, graph: Graph, zero_eV: float, device: Any) -> Sample:
+    """Return a label with the part of its energy that depends on the composition taken off."""
+    import torch
+
+    from otf_workflows.training.network import GPA_PER_EV_A3
+
     n_atoms = label.frame.n_atoms
-    network_eV = float(energy) * n_atoms
-    shift_eV = alignment.shift_eV(label.frame.numbers)
-    target_eV = label.energy_eV - shift_eV - (prediction.energy_eV - network_eV)
     has_stress = label.stress_eV_A3 is not None
     stress = np.array(label.stress_eV_A3 if has_stress else np.zeros((3, 3))) * GPA_PER_EV_A3
 
     def tensor(value: Any) -> Tensor:
-        return torch.tensor(value, dtype=torch.float32, device=energy.device)
+        return torch.tensor(value, dtype=torch.float32, device=device)
 
     return Sample(
         graph=graph,
         n_atoms=n_atoms,
-        energy_eV_atom=tensor([target_eV / n_atoms]),
+        energy_eV_atom=tensor([(label.energy_eV - zero_eV) / n_atoms]),
         forces_eV_A=tensor(label.forces_eV_A),
         stress_GPa=tensor(stress[None]),
         has_stress=has_stress,
     )
 
 
-def _task(model: Any, labels: Sequence[LabelledFrame], *, rules: TrainingRules, seed: int) -> str:
+def _task(
+    trainable: Trainable, labels: Sequence[LabelledFrame], *, rules: TrainingRules, seed: int
+) -> str:
     """Return a hash of all that decides the result, to tell whose a checkpoint is."""
     import torch
 
@@ -266,7 +296,7 @@ def _task(model: Any, labels: Sequence[LabelledFrame], *, rules: TrainingRules, 
     for label in labels:
         digest.update(label.model_dump_json(include=set(_RESULT)).encode())
         digest.update(label.frame.model_dump_json(include=set(_GEOMETRY)).encode())
-    for name, value in model.state_dict().items():
+    for name, value in trainable.network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -274,21 +304,3 @@ def _task(model: Any, labels: Sequence[LabelledFrame], *, rules: TrainingRules, 
 
 _RESULT = ("key", "split", "energy_eV", "forces_eV_A", "stress_eV_A3")
 _GEOMETRY = ("numbers", "cell_A", "positions_A")
-
-
-def _shift_energies(model: Any, alignment: Alignment) -> None:
-    """Add the alignment to the reference energies, which are part of the weights."""
-    from ase.data import atomic_numbers
-
-    weight = model.composition_model.fc.weight
-    for symbol, shift in alignment.shifts_eV.items():
-        weight.data[0, atomic_numbers[symbol] - 1] += shift
-
-
-def _wrap(model: Any, parent: Potential) -> Potential:
-    """Return the trained network as a potential."""
-    from otf_workflows.potentials.chgnet import CHGNetPotential
-
-    for parameter in model.parameters():
-        parameter.grad = None
-    return CHGNetPotential(model.eval(), name=parent.name)

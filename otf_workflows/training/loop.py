@@ -7,7 +7,7 @@ import math
 import pickle
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from otf_workflows.campaign import TrainingRules
     from otf_workflows.potentials.chgnet_graph import Graph
+    from otf_workflows.potentials.trainable import Trainable
 
 HUBER_DELTA = 0.1
 """From squares to absolute values at this error (eV/atom, eV/Å, GPa), as in CHGNet's training."""
@@ -52,7 +53,7 @@ class Loop:
 
     def __init__(
         self,
-        model: Any,
+        trainable: Trainable,
         training: list[Sample],
         validation: list[Sample],
         *,
@@ -62,7 +63,8 @@ class Loop:
     ) -> None:
         import torch
 
-        self.model = model
+        self.trainable = trainable
+        self.model = trainable.network
         self.training = training
         self.validation = validation
         self.rules = rules
@@ -72,7 +74,7 @@ class Loop:
             for epoch in range(1, rules.epochs + 1)
         ]
         self.n_steps = sum(len(batches) for batches in self.schedule)
-        self.parameters = [value for value in model.parameters() if value.requires_grad]
+        self.parameters = [value for value in self.model.parameters() if value.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=rules.learning_rate)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
@@ -142,7 +144,7 @@ class Loop:
         from otf_workflows.training.network import energy_force_stress
 
         energy, forces, stress = energy_force_stress(
-            self.model, [sample.graph for sample in samples], differentiable=True
+            self.trainable, [sample.graph for sample in samples], differentiable=True
         )
         pairs = [
             (energy, torch.cat([sample.energy_eV_atom for sample in samples])),
@@ -184,7 +186,7 @@ class Loop:
         for batch in _batches(sizes, self.rules.batch_atoms, None, 0):
             samples = [self.validation[index] for index in batch]
             graphs = [sample.graph for sample in samples]
-            _, forces, _ = energy_force_stress(self.model, graphs, differentiable=False)
+            _, forces, _ = energy_force_stress(self.trainable, graphs, differentiable=False)
             wanted = [sample.forces_eV_A for sample in samples]
             parts = forces.split([sample.n_atoms for sample in samples])
             squares += sum(
@@ -243,9 +245,8 @@ class Loop:
         best = self.history[self.best_epoch][VALIDATION_ERROR]
         measured = f"force RMSE {best:.3f} eV/Å on {n_labels} validation labels"
         if self.best_epoch == 0:
-            return [
-                f"None of {epochs} epochs did better than the aligned parent, kept: {measured}."
-            ]
+            start = "the random weights" if self.rules.from_scratch else "the aligned parent"
+            return [f"None of {epochs} epochs did better than {start}, kept: {measured}."]
         return [f"Epoch {self.best_epoch} of {epochs} was kept: {measured}."]
 
 

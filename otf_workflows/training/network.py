@@ -1,8 +1,8 @@
 """Energies, forces and stresses that can be differentiated by the weights, for training.
 
-The forward pass and the graphs are those of inference
-(:mod:`otf_workflows.potentials.chgnet_forward`); one derivative by the bond vectors gives forces
-and stress together. A training step costs a third of one with chgnet's own classes.
+Graphs and forward pass are those of inference, of whatever family; one derivative by the bond
+vectors gives forces and stress together. For CHGNet, a training step costs a third of one with
+chgnet's own classes.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ase import Atoms
-    from chgnet.model import CHGNet
     from torch import Tensor
 
     from otf_workflows.potentials.chgnet_graph import Graph
+    from otf_workflows.potentials.trainable import Trainable
 
 
 def build_graphs(
-    model: CHGNet, structures: Sequence[Atoms], *, names: Sequence[str]
+    trainable: Trainable, structures: Sequence[Atoms], *, names: Sequence[str]
 ) -> list[Graph]:
-    """Return one graph for each structure, with the cutoffs of the model.
+    """Return one graph for each structure, with the cutoffs of the network.
 
     Parameters
     ----------
-    model
+    trainable
         The network.
     structures
         Periodic structures.
@@ -42,36 +42,29 @@ def build_graphs(
         If an atom has no neighbour within the cutoff: its energy would be meaningless.
     """
     from otf_workflows.potentials.base import PotentialError
-    from otf_workflows.potentials.chgnet_graph import build_graph
 
-    converter = model.graph_converter
     graphs = []
     for atoms, name in zip(structures, names, strict=True):
         try:
-            graph = build_graph(
-                atoms,
-                cutoff_A=converter.atom_graph_cutoff,
-                bond_cutoff_A=converter.bond_graph_cutoff,
-            )
+            graphs.append(trainable.build_graph(atoms))
         except PotentialError as error:
             raise InputError(
                 f"A label cannot be trained on: {error.what}",
                 where=f"label {name}",
                 hint=f"otf labels show {name}",
             ) from error
-        graphs.append(graph)
     return graphs
 
 
 def energy_force_stress(
-    model: CHGNet, graphs: Sequence[Graph], *, differentiable: bool
+    trainable: Trainable, graphs: Sequence[Graph], *, differentiable: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the network, without its reference energies, says of a batch.
 
     Parameters
     ----------
-    model
-        The network, in evaluation mode.
+    trainable
+        The network.
     graphs
         The structures of the batch.
     differentiable
@@ -85,17 +78,16 @@ def energy_force_stress(
     """
     import torch
 
-    from otf_workflows.potentials.chgnet_forward import forward
     from otf_workflows.potentials.chgnet_graph import join
 
     graph = join(graphs)
-    like = next(model.parameters())
+    like = next(trainable.network.parameters())
 
     def tensor(array: object, dtype: torch.dtype | None = None) -> Tensor:
         return torch.as_tensor(array, dtype=dtype, device=like.device)
 
     vectors = tensor(graph.vectors_A).clone().requires_grad_()
-    sites = forward(model, graph, vectors).site_energies_eV
+    sites = trainable.site_energies(graph, vectors)
     (slope,) = torch.autograd.grad(sites.sum(), vectors, create_graph=differentiable)
     slope = slope.to(like.dtype)
     if not differentiable:

@@ -39,8 +39,9 @@ def test_the_network_of_training_gives_the_numbers_of_chgnet(chgnet, si_train):
     from otf_workflows.training.network import build_graphs, energy_force_stress
 
     structures = [label.frame.to_atoms() for label in si_train[-4:]]
-    graphs = build_graphs(chgnet.model, structures, names="abcd")
-    energies, forces, stresses = energy_force_stress(chgnet.model, graphs, differentiable=False)
+    trainable = chgnet.trainable()
+    graphs = build_graphs(trainable, structures, names="abcd")
+    energies, forces, stresses = energy_force_stress(trainable, graphs, differentiable=False)
     stock = chgnet.model.predict_structure(
         [AseAtomsAdaptor.get_structure(atoms) for atoms in structures], task="efs"
     )
@@ -52,15 +53,14 @@ def test_the_network_of_training_gives_the_numbers_of_chgnet(chgnet, si_train):
 
 
 def test_gradients_of_a_force_loss_by_the_weights_are_those_of_chgnet(chgnet, si_train):
-    import copy
-
     import torch
     from pymatgen.io.ase import AseAtomsAdaptor
 
     from otf_workflows.training.network import build_graphs, energy_force_stress
 
     atoms = si_train[-3].frame.to_atoms()
-    model = copy.deepcopy(chgnet.model).requires_grad_(True)
+    trainable = chgnet.trainable()
+    model = trainable.network
 
     def gradients(energy, forces, stress):
         model.zero_grad()
@@ -71,8 +71,8 @@ def test_gradients_of_a_force_loss_by_the_weights_are_those_of_chgnet(chgnet, si
             if value.grad is not None and not name.startswith("composition_model")
         }
 
-    graphs = build_graphs(model, [atoms], names="a")
-    ours = gradients(*energy_force_stress(model, graphs, differentiable=True))
+    graphs = build_graphs(trainable, [atoms], names="a")
+    ours = gradients(*energy_force_stress(trainable, graphs, differentiable=True))
     stock = model([model.graph_converter(AseAtomsAdaptor.get_structure(atoms))], task="efs")
     energy = stock["e"] - model.composition_model.fc.weight[0, 13].detach()
     theirs = gradients(energy, torch.cat(stock["f"]), torch.stack(stock["s"]))

@@ -1,0 +1,75 @@
+"""What a family of networks must offer so that the one training loop can train it.
+
+Imports torch; reach it through ``Potential.trainable()``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ase import Atoms
+    from torch import Tensor, nn
+
+    from otf_workflows.potentials.base import Potential
+    from otf_workflows.potentials.chgnet_graph import Graph
+
+
+class Trainable(ABC):
+    """A network of one's own, with gradients switched on, on its way to a new potential.
+
+    The training loop sees bonds, site energies and weights; it never learns which architecture it
+    trains. Reference energies (the zero of each element) are solved for, not trained, and stay
+    outside :meth:`site_energies`.
+
+    Parameters
+    ----------
+    network
+        The module; nobody else may use it.
+    name
+        Registry name of the potential it came from.
+    """
+
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """Starts of the names of parameters that are left alone."""
+
+    def __init__(self, network: nn.Module, *, name: str) -> None:
+        self.name = name
+        self.network = network
+        self._free()
+
+    def _free(self) -> None:
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not name.startswith(self.untrained))
+
+    @abstractmethod
+    def build_graph(self, atoms: Atoms) -> Graph:
+        """Return the bonds of one structure, with the cutoffs of the network.
+
+        Raises
+        ------
+        PotentialError
+            If an atom has no neighbour: its energy would be meaningless.
+        """
+
+    @abstractmethod
+    def site_energies(self, graph: Graph, vectors_A: Tensor) -> Tensor:
+        """Return the energy of each atom (eV), reference energies left out, shape (n,).
+
+        Differentiable by ``vectors_A`` (the bond vectors, Å) and by the weights, twice.
+        """
+
+    @abstractmethod
+    def randomise(self, *, seed: int) -> None:
+        """Replace all weights by random ones of the same architecture, reference energies by 0."""
+
+    @abstractmethod
+    def shift_energies(self, shifts_eV: Mapping[str, float]) -> None:
+        """Add to the reference energy of each element (eV per atom), by symbol."""
+
+    @abstractmethod
+    def finish(self) -> Potential:
+        """Return the network as a potential, without heads; it is not trained any further."""
