@@ -30,6 +30,28 @@ class Seeding(Section):
     strain: float = Field(0.03, ge=0, le=0.2, description="Largest linear strain, both signs.")
 
 
+class Start(Section):
+    """One more structure that walkers start from; its keys act in the order they stand here."""
+
+    file: Frame | None = Field(
+        None, description="Another structure file, taken as it is; the campaign's own without."
+    )
+    vacancy: str | None = Field(None, description="Element of which one random atom is removed.")
+    strain: float | None = Field(
+        None, ge=-0.2, le=0.2, description="Linear strain of all three lattice vectors."
+    )
+    rattle_A: float | None = Field(
+        None, gt=0, le=0.5, description="Standard deviation of random displacements (Å)."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.file is self.vacancy is self.strain is self.rattle_A is None:
+            msg = "a start needs at least one of: file, vacancy, strain, rattle_A"
+            raise ValueError(msg)
+        return self
+
+
 class Exploration(Section):
     """MD with the current potential."""
 
@@ -41,6 +63,16 @@ class Exploration(Section):
     )
     walkers_per_temperature: int = Field(1, ge=1, le=1000, description="Walkers, seeds differ.")
     supercell: tuple[int, int, int] = Field((1, 1, 1), description="Repeats of the structure.")
+    cell_shapes: int = Field(
+        1,
+        ge=1,
+        le=12,
+        description="Supercells of that size in so many shapes, in which walkers, seeds and "
+        "production audits take turns: small labels then show more of what a large cell needs.",
+    )
+    starts: list[Start] = Field(
+        [], max_length=50, description="Further structures that walkers and seeds take turns in."
+    )
     steps_per_cycle: int = Field(500, ge=10, description="MD steps of each walker in a cycle.")
     timestep_fs: float = Field(2.0, gt=0, le=10, description="MD time step (fs).")
     friction_per_fs: float = Field(0.01, gt=0, le=1, description="Langevin friction (1/fs).")
@@ -150,7 +182,9 @@ class Production(Section):
     timestep_fs: float = Field(2.0, gt=0, le=10, description="MD time step (fs).")
     sample_every: int = Field(10, ge=1, description="Keep every so many frames.")
     audit_steps: int = Field(
-        500, ge=0, description="MD steps in the labelled cell, whose random frames check the model."
+        500,
+        ge=0,
+        description="MD steps in each labelled cell, whose random frames check the model.",
     )
     audit_labels: int = Field(4, ge=0, description="Such frames computed with DFT.")
 
@@ -186,6 +220,19 @@ class Campaign(Section):
                 f"{first} (selection.min_labels + selection.audit_per_cycle)"
             )
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _alike_in_all_shapes(self) -> Self:
+        rules = self.exploration
+        if rules.cell_shapes > 1 or any(start.file for start in rules.starts):
+            from otf_workflows.labelers import parse_recipe
+
+            recipe = parse_recipe(self.labels)
+            repeats = zip(rules.supercell, self.structure.cell_A, strict=True)
+            cell_A = [[n * x for x in row] for n, row in repeats]
+            if (shared := recipe.for_shapes(cell_A)) != recipe:
+                self.labels.update(shared.model_dump(mode="json", exclude_unset=True))
         return self
 
     @property

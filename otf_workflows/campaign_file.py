@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -20,11 +19,13 @@ from otf_workflows.types import Purpose
 from otf_workflows.validation import Finding, dotted, findings, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import yaml
     from ase import Atoms
+
+    from otf_workflows.labelers.base import Recipe
 
 Location = tuple[str | int, ...]
 
@@ -77,11 +78,10 @@ def read_campaign(path: Path, overrides: Mapping[str, Any] | None = None) -> Cam
     source = read_yaml(path)
     _apply(source.data, overrides or {})
     data = dict(source.data)
-    frame = None
     found: list[Finding] = []
     if isinstance(data.get("structure"), str):
-        frame = _structure(source, data["structure"])
-        data["structure"] = frame
+        data["structure"] = _structure(source, data["structure"], ("structure",))
+    _read_starts(source, data)
     found += _recipe_findings(data.get("labels"))
     try:
         campaign = Campaign.model_validate(data)
@@ -212,10 +212,25 @@ def _recipe_findings(labels: Any) -> list[Finding]:
 # -- structure ---------------------------------------------------------------------------------
 
 
-def _structure(source: SourceFile, name: str) -> Frame:
+def _read_starts(source: SourceFile, data: dict[str, Any]) -> None:
+    """Put the frames of structure files into ``exploration.starts``."""
+    exploration = data.get("exploration")
+    starts = exploration.get("starts") if isinstance(exploration, dict) else None
+    if not isinstance(starts, list):
+        return
+    read = [
+        {**start, "file": _structure(source, start["file"], ("exploration", "starts", i, "file"))}
+        if isinstance(start, dict) and isinstance(start.get("file"), str)
+        else start
+        for i, start in enumerate(starts)
+    ]
+    data["exploration"] = {**exploration, "starts": read}
+
+
+def _structure(source: SourceFile, name: str, location: Location) -> Frame:
     """Return the frame in a structure file, or say why there is none."""
     path = source.path.parent / name
-    place = f"{source.place(('structure',))} = {name}"
+    place = f"{source.place(location)} = {name}"
     if not path.is_file():
         raise InputError(
             "the structure file does not exist",
@@ -272,45 +287,60 @@ def _read_atoms(path: Path, place: str) -> Atoms:
 
 def _check_material(source: SourceFile, campaign: Campaign) -> None:
     """Check structure, potential and recipe against each other."""
+    from otf_workflows.exploration.starts import starting_frames
     from otf_workflows.labelers import parse_recipe
     from otf_workflows.potentials import check_elements, potential_entry
     from otf_workflows.selection import geometry_problem
 
-    frame = campaign.structure
     try:
         potential_entry(campaign.potential)
-        check_elements(campaign.potential, frame.numbers)
+        frames = starting_frames(campaign)
+        check_elements(campaign.potential, sorted({z for f in frames for z in f.numbers}))
     except OtfError as error:
         raise InputError(
             error.what, where=error.where or source.place(("potential",)), hint=error.hint
         ) from error
-    problem = geometry_problem(
-        frame.numbers,
-        frame.cell_A,
-        frame.positions_A,
-        min_distance_ratio=campaign.exploration.min_distance_ratio,
-    )
-    if problem:
-        raise InputError(
-            problem,
-            where=source.place(("structure",)),
-            hint="check the structure file: units (Å), lattice vectors, atoms given twice",
-        )
     recipe = parse_recipe(campaign.labels)
-    problems = recipe.problems(frame)
-    if problems:
-        raise InputError(
-            "; ".join(problems),
-            where=source.place(("labels",)),
-            hint="change the recipe or the structure",
+    n_shapes = len(frames) - len(campaign.exploration.starts)
+    limit, count = campaign.budget.max_electrons, getattr(recipe, "n_electrons", sum)
+    for number, frame in enumerate(frames, start=-n_shapes):
+        given = ("structure",) if number < 0 else ("exploration", "starts", number)
+        problem = geometry_problem(
+            frame.numbers,
+            frame.cell_A,
+            frame.positions_A,
+            min_distance_ratio=campaign.exploration.min_distance_ratio,
         )
-    limit, cells = campaign.budget.max_electrons, prod(campaign.exploration.supercell)
-    n_electrons = getattr(recipe, "n_electrons", sum)(frame.numbers) * cells
-    if limit is not None and n_electrons > limit:
+        if problem:
+            raise InputError(
+                problem,
+                where=source.place(given),
+                hint="check the structure file: units (Å), lattice vectors, atoms given twice",
+            )
+        if problems := recipe.problems(frame):
+            raise InputError(
+                "; ".join(problems),
+                where=source.place(("labels",) if number < 0 else given),
+                hint="change the recipe or the structure",
+            )
+        if limit is not None and count(frame.numbers) > limit:
+            raise InputError(
+                f"the cell of the walkers has {count(frame.numbers):g} electrons: nothing would "
+                "be labelled",
+                where=source.place(("budget", "max_electrons")),
+                hint="raise the limit, or explore a smaller cell (exploration.supercell)",
+            )
+    _check_mixing(source, frames, recipe)
+
+
+def _check_mixing(source: SourceFile, frames: Sequence[Frame], recipe: Recipe) -> None:
+    """Refuse starts whose energies have no zero in common with the structure's."""
+    reason = recipe.mixing([frame.numbers for frame in frames])
+    if reason:
         raise InputError(
-            f"the cell of the walkers has {n_electrons:g} electrons: nothing would be labelled",
-            where=source.place(("budget", "max_electrons")),
-            hint="raise the limit, or explore a smaller cell (exploration.supercell)",
+            reason,
+            where=source.place(("exploration", "starts")),
+            hint="a campaign of its own for each composition, or another recipe",
         )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jobflow import Flow, Maker, OutputReference
 
 from otf_workflows.errors import InputError
+from otf_workflows.exploration.starts import shapes_of, starting_frames
 from otf_workflows.jobs.assess import assess
 from otf_workflows.jobs.explore import explore, seed
 from otf_workflows.jobs.finetune import finetune
@@ -21,13 +22,13 @@ from otf_workflows.jobs.gather import gather
 from otf_workflows.jobs.label import label as label_job
 from otf_workflows.jobs.produce import audit, conclude, evaluate, produce
 from otf_workflows.jobs.select import select
-from otf_workflows.schemas import Frame, Origin
+from otf_workflows.schemas import Origin
 
 if TYPE_CHECKING:
     from jobflow import Job
 
     from otf_workflows.campaign import Campaign
-    from otf_workflows.schemas import Calibration, LabelDocument, ModelDocument
+    from otf_workflows.schemas import Calibration, Frame, LabelDocument, ModelDocument
 
 
 @dataclass
@@ -66,10 +67,12 @@ class CycleMaker(Maker):
         campaign = self.campaign
         origin = Origin(campaign=campaign.name, cycle=cycle, model_id=incumbent.model_id)
         weights = weights_of(incumbent)
+        starts = starting_frames(campaign)
 
         walkers = [
             self._walker(
                 walker,
+                starts[walker % len(starts)],
                 kelvins,
                 origin=origin,
                 weights=weights,
@@ -78,7 +81,7 @@ class CycleMaker(Maker):
             )
             for walker, kelvins in enumerate(temperatures(campaign))
         ]
-        seeds = [self._seed(origin)] if cycle == 0 and campaign.seeding.n_frames else []
+        seeds = [self._seed(starts, origin)] if cycle == 0 and campaign.seeding.n_frames else []
         selected = select(
             [walker.output for walker in walkers],
             [frames.output for frames in seeds],
@@ -111,6 +114,7 @@ class CycleMaker(Maker):
     def _walker(
         self,
         walker: int,
+        start: Frame,
         temperature_K: float,
         *,
         origin: Origin,
@@ -120,7 +124,7 @@ class CycleMaker(Maker):
     ) -> Job:
         campaign = self.campaign
         job = explore(
-            repeat(campaign.structure, campaign.exploration.supercell),
+            start,
             walker=walker,
             temperature_K=temperature_K,
             potential=campaign.potential,
@@ -136,10 +140,10 @@ class CycleMaker(Maker):
         job.name = f"explore {walker} at {temperature_K:g} K"
         return job
 
-    def _seed(self, origin: Origin) -> Job:
+    def _seed(self, starts: list[Frame], origin: Origin) -> Job:
         campaign = self.campaign
         return seed(
-            campaign.structure,
+            starts,
             potential=campaign.potential,
             rules=campaign.seeding,
             seed=campaign.seed,
@@ -190,6 +194,7 @@ class ProductionMaker(Maker):
             weights=weights_of(incumbent),
             calibration=calibration,
             origin=Origin(campaign=campaign.name, cycle=cycle, model_id=incumbent.model_id),
+            audit_starts=shapes_of(campaign),
         )
         asked = audit(run.output, campaign=campaign, cycle=cycle)
         batch = gather(asked.output, campaign=campaign, cycle=cycle)
@@ -242,11 +247,6 @@ def pool_size(campaign: Campaign) -> int:
     """Return how many random frames each walker offers, enough for audits and small batches."""
     rules = campaign.selection
     return -(-2 * (rules.audit_per_cycle + rules.labels_per_cycle) // campaign.n_walkers)
-
-
-def repeat(frame: Frame, supercell: tuple[int, int, int]) -> Frame:
-    """Return the supercell of a frame."""
-    return Frame.from_atoms(frame.to_atoms().repeat(supercell), origin=frame.origin)
 
 
 def weights_of(model: ModelDocument) -> OutputReference | None:

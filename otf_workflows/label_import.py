@@ -326,12 +326,14 @@ def _pw_text(path: Path, recipe: Recipe) -> Iterator[Calculation | Rejected]:
 def _pw(path: Path, text: str, *, xml: Path, recipe: Recipe) -> Calculation:
     from otf_workflows.labelers.espresso_failures import diagnose
     from otf_workflows.labelers.espresso_files import UnreadableOutput, read_output
+    from otf_workflows.labelers.espresso_recipe import EspressoRecipe
 
     ending = diagnose(text, "", status=0)
     if ending.cause is not None:
         raise UnusableError(ending.message)
     try:
-        found = read_output(text, xml, kspacing_per_A=getattr(recipe, "kspacing_per_A", None))
+        mine = recipe if isinstance(recipe, EspressoRecipe) else None
+        found = read_output(text, xml, recipe=mine)
     except UnreadableOutput as error:
         raise UnusableError(str(error)) from error
     from ase import Atoms

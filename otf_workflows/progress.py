@@ -436,7 +436,9 @@ def _production_seconds(settings: Mapping, cycles: Sequence[CycleDocument]) -> f
     production = settings["production"]
     return pace * (
         production["steps"] * _repeats(production)
-        + production["audit_steps"] * _repeats(settings["exploration"])
+        + production["audit_steps"]
+        * _repeats(settings["exploration"])
+        * settings["exploration"].get("cell_shapes", 1)
     )
 
 

@@ -20,6 +20,7 @@ from otf_workflows.schemas import Document, Frame, Origin
 from otf_workflows.types import Purpose, StopReason
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ase import Atoms
@@ -64,14 +65,17 @@ class ProductionRun(Document):
     sigmas_eV_A: list[float] = Field(description="Calibrated uncertainty at these (eV/Å).")
     temperatures_K: list[float] = Field(description="Instantaneous temperature at these (K).")
     energies_eV_atom: list[float] = Field(description="Potential energy at these (eV/atom).")
-    audit_supercell: tuple[int, int, int] = Field(description="Repeats in the audit run.")
-    audit_n_steps_run: int = Field(description="MD steps of the audit run.")
-    audit_stop_reason: StopReason | None = Field(description="Why it ended; none if not made.")
+    audit_n_cells: int = Field(description="Cells of the audit, a run in each; 0 if not made.")
+    audit_n_steps_run: int = Field(description="MD steps of all audit runs.")
+    audit_stop_reason: StopReason | None = Field(
+        description="Why they ended: of the first that a guard ended, if any; none if not made."
+    )
     audit_stop_message: str = Field("", description="One sentence on it.")
-    audit_fraction_above: float | None = Field(description="As fraction_above, of the audit run.")
-    candidates: list[Frame] = Field(description="Random frames of the audit run, for DFT.")
+    audit_fraction_above: float | None = Field(description="As fraction_above, of all audit runs.")
+    candidates: list[Frame] = Field(description="Random frames of the audit runs, for DFT.")
     blob: dict[str, Any] = Field(
-        description="'trajectory' and 'audit_trajectory': encoded text of every sampled frame."
+        description="'trajectory' and 'audit_trajectory' (of the first audit run): encoded text "
+        "of every sampled frame."
     )
     steps_per_second: float = Field(description="MD steps per second, checks included.")
     seconds: float = Field(description="Wall time (s).")
@@ -101,13 +105,13 @@ def run_production(
     n_audit: int,
     model_id: str = "",
     origin: Origin | None = None,
-    audit_supercell: tuple[int, int, int] = (1, 1, 1),
+    audit_starts: Sequence[Frame] = (),
     friction_per_fs: float = 0.01,
     min_distance_ratio: float = 0.6,
     max_volume_ratio: float = 1.5,
     scratch: Path | None = None,
 ) -> ProductionRun:
-    """Run MD at constant volume in a supercell, then a shorter one in the labelled cell.
+    """Run MD at constant volume in a supercell, then a shorter one in each labelled cell.
 
     Both keep a frame and read the uncertainty every ``rules.sample_every`` steps. Guards end a
     run with a reason; uncertainty is counted and reported, and ends nothing.
@@ -132,8 +136,8 @@ def run_production(
         Name of the model, for the record.
     origin
         Campaign and cycle of the audit frames.
-    audit_supercell
-        Repeats of the structure in the labels (``exploration.supercell``).
+    audit_starts
+        Cells that labels are computed in, each audited by a run of its own; ``frame`` by default.
     friction_per_fs
         Langevin friction (1/fs).
     min_distance_ratio, max_volume_ratio
@@ -163,16 +167,18 @@ def run_production(
         scratch=scratch / "main" if scratch else None,
         **shared,
     )
-    audit = None
-    if n_audit > 0 and rules.audit_steps > 0:
-        audit = _md(
-            atoms.repeat(audit_supercell),
+    wanted = n_audit > 0 and rules.audit_steps > 0
+    audits = [
+        _md(
+            start.to_atoms(),
             potential,
             n_steps=rules.audit_steps,
-            seed=seed + 1,
-            scratch=scratch / "audit" if scratch else None,
+            seed=seed + 1 + number,
+            scratch=scratch / f"audit-{number}" if scratch else None,
             **shared,
         )
+        for number, start in enumerate((audit_starts or [frame]) if wanted else [])
+    ]
     where = (origin or Origin()).model_copy(
         update={
             "temperature_K": rules.temperature_K,
@@ -180,7 +186,12 @@ def run_production(
             "note": "production audit",
         }
     )
-    candidates = _audit_frames(audit, n_audit=n_audit, seed=seed, origin=where) if audit else []
+    shares = [len(range(i, n_audit, len(audits))) for i in range(len(audits))]
+    candidates = [
+        candidate
+        for audit, share in zip(audits, shares, strict=True)
+        for candidate in _audit_frames(audit, n_audit=share, seed=seed, origin=where)
+    ]
     return ProductionRun(
         model_id=model_id,
         temperature_K=rules.temperature_K,
@@ -190,15 +201,15 @@ def run_production(
         n_steps=rules.steps,
         n_equilibration=_equilibration(rules.steps),
         **_summary(main),
-        audit_supercell=audit_supercell,
-        audit_n_steps_run=audit.state.n_steps_run if audit else 0,
-        audit_stop_reason=audit.reason if audit else None,
-        audit_stop_message=audit.message if audit else "",
-        audit_fraction_above=_summary(audit)["fraction_above"] if audit else None,
+        audit_n_cells=len(audits),
+        **_audit_summary(audits),
         candidates=candidates,
-        blob={"trajectory": _encoded(main), "audit_trajectory": _encoded(audit) if audit else ""},
+        blob={
+            "trajectory": _encoded(main),
+            "audit_trajectory": _encoded(audits[0]) if audits else "",
+        },
         steps_per_second=main.state.n_steps_run / max(main.state.seconds, 1e-9),
-        seconds=main.state.seconds + (audit.state.seconds if audit else 0.0),
+        seconds=main.state.seconds + sum(audit.state.seconds for audit in audits),
     )
 
 
@@ -313,6 +324,23 @@ def _summary(loop: MdLoop) -> dict[str, Any]:
         "sigmas_eV_A": shown["sigma_eV_A"].tolist(),
         "temperatures_K": shown["temperature_K"].tolist(),
         "energies_eV_atom": (shown["energy_eV"] / n_atoms).tolist(),
+    }
+
+
+def _audit_summary(audits: Sequence[MdLoop]) -> dict[str, Any]:
+    """Return what the audit runs did together."""
+    reasons = [audit.reason for audit in audits]
+    early = next((a for a in audits if a.reason is not StopReason.COMPLETED), None)
+    parts = [_summary(audit) for audit in audits]
+    n_checked = sum(part["n_checked"] for part in parts)
+    known = all(part["fraction_above"] is not None for part in parts) and n_checked
+    return {
+        "audit_n_steps_run": sum(audit.state.n_steps_run for audit in audits),
+        "audit_stop_reason": early.reason if early else next(iter(reasons), None),
+        "audit_stop_message": early.message if early else "",
+        "audit_fraction_above": sum(part["n_above"] for part in parts) / n_checked
+        if known
+        else None,
     }
 
 

@@ -10,6 +10,8 @@ from otf_workflows.schemas import Frame, Origin
 from otf_workflows.types import Purpose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from otf_workflows.campaign import Seeding
 
 SHEAR_SHARE = 0.5
@@ -17,14 +19,13 @@ SHEAR_SHARE = 0.5
 
 
 def seed_frames(
-    frame: Frame,
+    starts: Sequence[Frame],
     *,
     rules: Seeding,
     seed: int,
-    supercell: tuple[int, int, int],
     origin: Origin,
 ) -> list[Frame]:
-    """Return rattled and strained copies of a structure.
+    """Return rattled and strained copies of the starts, which take turns.
 
     The linear strains go evenly from the largest compression to the largest expansion, so that
     equation of state and stress are pinned from both sides; each copy gets its own small shear.
@@ -32,14 +33,12 @@ def seed_frames(
 
     Parameters
     ----------
-    frame
-        The campaign's structure.
+    starts
+        Where walkers begin: the structure in all its cell shapes, and others.
     rules
         Section ``seeding`` of the campaign.
     seed
         Same seed, same frames.
-    supercell
-        Repeats of the structure.
     origin
         Campaign and cycle; a note on how each frame was made is added.
 
@@ -52,8 +51,8 @@ def seed_frames(
     n = rules.n_frames
     strains = np.linspace(-rules.strain, rules.strain, n) if n > 1 else np.zeros(n)
     frames = []
-    for strain in strains:
-        atoms = frame.to_atoms().repeat(supercell)
+    for number, strain in enumerate(strains):
+        atoms = starts[number % len(starts)].to_atoms()
         shear = np.triu(rng.uniform(-1, 1, (3, 3)), k=1) * SHEAR_SHARE * rules.strain
         # A symmetric strain has no rotation in it.
         deformation = np.eye(3) * (1 + strain) + (shear + shear.T) / 2

@@ -89,17 +89,17 @@ def explore(
 
 @otf_job(Stage.SEED)
 def seed(
-    start: Frame,
+    starts: Sequence[Frame],
     *,
     potential: str,
     rules: Seeding,
     seed: int,
     origin: Origin,
 ) -> dict[str, list[Frame]]:
-    """Return rattled and strained copies of the structure, to start from more than MD sees."""
+    """Return rattled and strained copies of the starts, to begin with more than MD sees."""
     from otf_workflows.exploration import seed_frames
 
-    frames = seed_frames(start, rules=rules, seed=seed, supercell=(1, 1, 1), origin=origin)
+    frames = seed_frames(starts, rules=rules, seed=seed, origin=origin)
     return {"candidates": embed(frames, potential=potential)}
 
 

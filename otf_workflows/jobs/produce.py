@@ -35,6 +35,7 @@ def produce(
     weights: str | None,
     calibration: Calibration,
     origin: Origin,
+    audit_starts: Sequence[Frame],
 ) -> ProductionRun:
     """Run the long MD with the promoted model, and a short one whose frames DFT can check."""
     from otf_workflows.exploration import run_production
@@ -53,7 +54,7 @@ def produce(
         n_audit=rules.audit_labels,
         model_id=origin.model_id or campaign.potential,
         origin=origin,
-        audit_supercell=explored.supercell,
+        audit_starts=audit_starts,
         friction_per_fs=explored.friction_per_fs,
         min_distance_ratio=explored.min_distance_ratio,
         max_volume_ratio=explored.max_volume_ratio,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from otf_workflows.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,6 +41,29 @@ class Recipe(BaseModel):
     def fingerprint(self, numbers: list[int]) -> str:
         """Return the hash of the level of theory for these elements."""
         return fingerprint(self.level_of_theory(numbers))
+
+    def for_shapes(self, cell_A: Any) -> Self:
+        """Return a recipe that computes supercells of several shapes alike.
+
+        Parameters
+        ----------
+        cell_A
+            Cell that the settings of this recipe are meant for, as rows (Å).
+
+        Raises
+        ------
+        InputError
+            If the recipe has a grid of k-points, which means another density in another shape.
+        """
+        del cell_A
+        if getattr(self, "kpoints", None) is not None:
+            raise InputError(
+                f"a fixed grid of k-points means another density in cells of another shape, "
+                f"and {self.code} cannot fold it",
+                where="labels.kpoints",
+                hint="give labels.kspacing_per_A instead, or set exploration.cell_shapes to 1",
+            )
+        return self
 
     @abstractmethod
     def problems(self, frame: Frame) -> list[str]:

@@ -23,6 +23,7 @@ from otf_workflows.labelers.espresso_recipe import (
     level,
     tidy,
 )
+from otf_workflows.labelers.kpoints import same_points
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,6 +148,7 @@ def write_input(
         moments = [recipe.starting_magnetization.get(s, 0.0) for s in atoms.symbols]
         atoms.set_initial_magnetic_moments(moments)
     electrons = {"conv_thr": recipe.scf_threshold_Ry, **numerics}
+    points = recipe.points(frame.cell_A)
     with path.open("w") as file:
         write_espresso_in(
             file,
@@ -156,9 +158,21 @@ def write_input(
             kpts=recipe.grid(frame.cell_A),
             koffset=recipe.shift or (0, 0, 0),
         )
+    if points is not None:
+        path.write_text(_with_points(path.read_text(), *points))
 
 
-def read_output(text: str, xml_path: Path, *, kspacing_per_A: float | None = None) -> PwOutput:
+def _with_points(text: str, points: np.ndarray, weights: np.ndarray) -> str:
+    """Return an input with a list of k-points in the place of its grid; ASE writes no lists."""
+    rows = [
+        f"{x:.12f} {y:.12f} {z:.12f} {weight}"
+        for (x, y, z), weight in zip(points, weights, strict=True)
+    ]
+    listed = "\n".join(["K_POINTS crystal", str(len(rows)), *rows, ""])
+    return re.sub(r"K_POINTS automatic\n[^\n]*\n", listed, text, count=1)
+
+
+def read_output(text: str, xml_path: Path, *, recipe: EspressoRecipe | None = None) -> PwOutput:
     """Read a finished run.
 
     Parameters
@@ -167,8 +181,9 @@ def read_output(text: str, xml_path: Path, *, kspacing_per_A: float | None = Non
         Standard output of ``pw.x``.
     xml_path
         Its ``data-file-schema.xml``.
-    kspacing_per_A
-        If given, a grid that has this spacing in the cell as run is reported as the spacing.
+    recipe
+        If given, k-points that are those of the recipe in the cell as run are reported in its
+        words: a spacing, or a grid folded from another cell.
 
     Raises
     ------
@@ -184,7 +199,7 @@ def read_output(text: str, xml_path: Path, *, kspacing_per_A: float | None = Non
         atoms = _all(root, "output/atomic_structure/atomic_positions/atom")
         symbols = [re.sub(r"\d+$", "", atom.attrib["name"]) for atom in atoms]
         positions = np.array([[float(x) for x in (atom.text or "").split()] for atom in atoms])
-        settings = _settings(root, text, cell_A=cell * Bohr, kspacing_per_A=kspacing_per_A)
+        settings = _settings(root, text, cell_A=cell * Bohr, recipe=recipe)
         spin = settings["spin"] == Spin.COLLINEAR
         return PwOutput(
             energy_eV=float(_text(root, "output/total_energy/etot")) * Hartree,
@@ -215,13 +230,16 @@ def frame_problem(output: PwOutput, frame: Frame) -> str | None:
 
 
 def _settings(
-    root: ET.Element, text: str, *, cell_A: np.ndarray, kspacing_per_A: float | None
+    root: ET.Element, text: str, *, cell_A: np.ndarray, recipe: EspressoRecipe | None
 ) -> dict[str, Any]:
     bands = "output/band_structure"
     grid = _grid(root, f"{bands}/starting_k_points")
-    spacing = None
-    if kspacing_per_A is not None and grid == list(kpoint_grid(cell_A, kspacing_per_A)):
-        spacing = kspacing_per_A
+    spacing = grid_cell = None
+    if recipe is not None and (asked := recipe.kspacing_per_A) is not None:
+        if grid == [*kpoint_grid(cell_A, asked), *recipe.shift]:
+            spacing = asked
+    elif recipe is not None and _is_folded(root, bands, cell_A=cell_A, recipe=recipe):
+        grid, grid_cell = [*(recipe.kpoints or ()), *recipe.shift], recipe.kpoints_cell_A
     smearing, width = Smearing.NONE.value, None
     occupations = _text(root, f"{bands}/occupations_kind")
     if (found := root.find(f"{bands}/smearing")) is not None and occupations == "smearing":
@@ -245,6 +263,8 @@ def _settings(
         density_cutoff_Ry=float(_text(root, "output/basis_set/ecutrho")) * HARTREE_RY,
         kpoints=grid,
         kspacing_per_A=spacing,
+        shifted=recipe is not None and recipe.kpoint_shift,
+        kpoints_cell_A=grid_cell,
         smearing=smearing,
         width_Ry=width,
         spin=spin,
@@ -278,6 +298,19 @@ def _grid(root: ET.Element, path: str) -> Any:
     grid = [int(found.attrib[f"nk{i}"]) for i in (1, 2, 3)]
     shift = [int(found.attrib[f"k{i}"]) for i in (1, 2, 3)]
     return [*grid, *shift] if any(shift) else grid
+
+
+def _is_folded(root: ET.Element, bands: str, *, cell_A: np.ndarray, recipe: EspressoRecipe) -> bool:
+    """Return whether the k-points as run are the recipe's grid, folded into the cell as run."""
+    wanted = recipe.points(cell_A)
+    if wanted is None:
+        return False
+    used = _all(root, f"{bands}/ks_energies/k_point")
+    # In units of 2π/alat along x, y, z; alat and the cell are both in bohr there.
+    vectors = np.array([[float(x) for x in (point.text or "").split()] for point in used])
+    alat_A = float(_all(root, "output/atomic_structure")[0].attrib["alat"]) * Bohr
+    weights = np.array([float(point.attrib["weight"]) for point in used])
+    return same_points(vectors @ cell_A.T / alat_A, weights, *wanted)
 
 
 def _checksums(text: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from otf_workflows.errors import InputError, OtfError
 from otf_workflows.labelers import pseudopotentials as pp
 from otf_workflows.labelers.base import Recipe
+from otf_workflows.labelers.kpoints import folded_points, folding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,11 @@ class EspressoRecipe(Recipe):
         False,
         description="Shift the grid by half a step (Monkhorst and Pack): half the points if even.",
     )
+    kpoints_cell_A: list[list[float]] | None = Field(
+        None,
+        description="Cell (Å) that kpoints divides; any other supercell of the crystal gets the "
+        "same points, folded. Set by itself if exploration.cell_shapes is above 1.",
+    )
     kspacing_per_A: float | None = Field(
         None, ge=0.05, le=2.0, description="Largest distance of k-points (1/Å, with 2π)."
     )
@@ -90,8 +96,10 @@ class EspressoRecipe(Recipe):
     def _consistent(self) -> Self:
         if (self.kpoints is None) == (self.kspacing_per_A is None):
             msg = "give either kpoints or kspacing_per_A"
-        elif self.kpoint_shift and self.kpoints is None:
-            msg = "kpoint_shift goes with kpoints"
+        elif self.kpoints_cell_A is not None and self.kpoints is None:
+            msg = "kpoints_cell_A goes with kpoints"
+        elif self.kpoints_cell_A is not None and np.shape(self.kpoints_cell_A) != (3, 3):
+            msg = "kpoints_cell_A is three vectors of three numbers"
         elif (self.smearing == Smearing.NONE) != (self.width_Ry is None):
             msg = "smearing and width_Ry belong together: give both or neither"
         elif self.density_cutoff_Ry and self.density_cutoff_Ry < 4 * self.cutoff_Ry:
@@ -150,6 +158,8 @@ class EspressoRecipe(Recipe):
             # pw.x writes a shifted grid as 'nk1 nk2 nk3 1 1 1', and so does the reader of outputs.
             kpoints=[*self.kpoints, *self.shift] if self.kpoints else None,
             kspacing_per_A=self.kspacing_per_A,
+            shifted=self.kpoint_shift,
+            kpoints_cell_A=self.kpoints_cell_A,
             smearing=str(self.smearing),
             width_Ry=self.width_Ry,
             spin=str(self.spin),
@@ -182,6 +192,11 @@ class EspressoRecipe(Recipe):
         electrons = sum(files[symbol].valence for symbol in all_symbols(frame.numbers))
         if self.smearing == Smearing.NONE and round(electrons) % 2:
             found.append(f"{electrons:g} valence electrons are an odd number: smearing is needed")
+        if self.kpoints_cell_A is not None and self.folding(frame.cell_A) is None:
+            found.append(
+                "the k-points cannot be folded into this cell, which is no supercell that divides "
+                "the period of the grid: give kspacing_per_A instead of kpoints"
+            )
         return found
 
     def n_electrons(self, numbers: Sequence[int]) -> float:
@@ -198,8 +213,33 @@ class EspressoRecipe(Recipe):
         """Return the grid of k-points for a cell."""
         return self.kpoints or kpoint_grid(cell_A, self.kspacing_per_A or 1.0)
 
+    def folding(self, cell_A: Any) -> np.ndarray | None:
+        """Return how the grid folds into a cell; None if it does not, or if it is not to."""
+        if self.kpoints is None or self.kpoints_cell_A is None:
+            return None
+        return folding(cell_A, self.kpoints_cell_A, self.kpoints)
+
+    def points(self, cell_A: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return folded k-points and their weights; None if a regular grid is meant."""
+        rows = self.folding(cell_A)
+        return None if rows is None else folded_points(rows, shifted=self.kpoint_shift)
+
+    def for_shapes(self, cell_A: Any) -> Self:
+        """Return a recipe that computes supercells of one crystal at the same k-points.
+
+        Parameters
+        ----------
+        cell_A
+            Cell that the grid of this recipe is meant for, as rows (Å).
+        """
+        if self.kpoints is None or self.kpoints_cell_A is not None:
+            return self
+        return self.model_copy(update={"kpoints_cell_A": np.asarray(cell_A).tolist()})
+
     def n_kpoints(self, frame: Frame) -> int:
         """Return the number of k-points computed: time reversal is used, symmetry is not."""
+        if (folded := self.points(frame.cell_A)) is not None:
+            return len(folded[0])
         grid = self.grid(frame.cell_A)
         # A point is its own partner at Γ and at the zone boundary.
         at_boundary = [0 if self.kpoint_shift else 2, 1]
@@ -270,6 +310,8 @@ def level(
     density_cutoff_Ry: float,
     kpoints: Any,
     kspacing_per_A: float | None,
+    shifted: bool,
+    kpoints_cell_A: Any,
     smearing: str,
     width_Ry: float | None,
     spin: str,
@@ -292,6 +334,10 @@ def level(
         found["kpoints"] = kpoints
     else:
         found["kspacing_per_A"] = tidy(kspacing_per_A)
+        if shifted:
+            found["kpoint_shift"] = True
+    if kpoints_cell_A is not None:
+        found["kpoints_cell_A"] = [[tidy(x) for x in row] for row in kpoints_cell_A]
     if width_Ry is not None:
         found["width_Ry"] = tidy(width_Ry)
     if spin == Spin.COLLINEAR:

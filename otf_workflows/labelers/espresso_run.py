@@ -82,7 +82,7 @@ class PwRun:
         if ending.cause is not None:
             return ending
         try:
-            output = read_output(text, xml, kspacing_per_A=self.recipe.kspacing_per_A)
+            output = read_output(text, xml, recipe=self.recipe)
         except UnreadableOutput as error:
             if disk_is_full(self.scratch, self.directory):
                 return failures.full_disk(str(error))

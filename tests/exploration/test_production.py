@@ -45,7 +45,7 @@ def test_equilibration_is_left_out_of_averages_and_frames():
 
 
 def test_audit_frames_are_from_the_labelled_cell_with_features():
-    run = produce(origin=Origin(campaign="c"), model_id="m", audit_supercell=(1, 1, 1))
+    run = produce(origin=Origin(campaign="c"), model_id="m", audit_starts=[COPPER])
     assert run.audit_stop_reason == StopReason.COMPLETED
     assert len(run.candidates) == 3
     assert all(frame.purpose == Purpose.AUDIT and frame.n_atoms == 4 for frame in run.candidates)

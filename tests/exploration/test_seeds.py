@@ -8,13 +8,11 @@ from otf_workflows.exploration import seed_frames
 from otf_workflows.schemas import Frame, Origin
 from otf_workflows.types import Purpose
 
-LICL = Frame.from_atoms(bulk("LiCl", "rocksalt", a=5.13, cubic=True))
+DOUBLE = Frame.from_atoms(bulk("LiCl", "rocksalt", a=5.13, cubic=True).repeat((1, 1, 2)))
 
 
 def seeds(**rules):
-    return seed_frames(
-        LICL, rules=Seeding(**rules), seed=3, supercell=(1, 1, 2), origin=Origin(campaign="c")
-    )
+    return seed_frames([DOUBLE], rules=Seeding(**rules), seed=3, origin=Origin(campaign="c"))
 
 
 def test_volumes_go_both_ways_about_the_structure():
@@ -34,7 +32,7 @@ def test_cells_are_sheared_without_rotation():
 
 def test_rattle_has_the_width_asked_for():
     frame = seeds(n_frames=1, rattle_A=0.1, strain=0)[0]
-    ideal = LICL.to_atoms().repeat((1, 1, 2)).positions
+    ideal = DOUBLE.to_atoms().positions
     assert abs((np.array(frame.positions_A) - ideal).std() - 0.1) < 0.03
 
 

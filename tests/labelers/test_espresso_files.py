@@ -117,8 +117,10 @@ def test_another_functional_is_seen():
 
 def test_a_spacing_is_reported_only_if_the_grid_has_it():
     xml = RECORDED / "si2.xml"
-    assert read_output(SI2, xml, kspacing_per_A=0.8).settings["kspacing_per_A"] == 0.8
-    other = read_output(SI2, xml, kspacing_per_A=0.5).settings
+    asked = EspressoRecipe(cutoff_Ry=24, kspacing_per_A=0.8)
+    assert read_output(SI2, xml, recipe=asked).settings["kspacing_per_A"] == 0.8
+    finer = asked.model_copy(update={"kspacing_per_A": 0.5})
+    other = read_output(SI2, xml, recipe=finer).settings
     assert "kspacing_per_A" not in other
     assert other["kpoints"] == [3, 3, 3]
 
