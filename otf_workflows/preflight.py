@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +34,6 @@ QUEUE_PATIENCE_S = 300.0
 """How long ``otf doctor`` waits for its test jobs (s)."""
 DEFAULT_POTENTIAL = "chgnet-0.3.0"
 """What is loaded if no campaign names another one."""
-
-_PACKAGES = {"chgnet": ("chgnet", "torch")}
-"""Packages that a family of potentials needs."""
 
 _ERRORS: dict[int, type[OtfError]] = {2: InputError, 4: DatabaseError, 5: ConfigurationError}
 
@@ -188,16 +184,15 @@ def labeler(campaign: Campaign, site: Site, *, here: bool = True) -> list[Check]
 
 def potential(name: str) -> Check:
     """Check that the packages of a potential are installed, without loading them."""
-    from otf_workflows.potentials import potential_entry
+    from otf_workflows.potentials import missing_packages, potential_entry
 
-    family = potential_entry(name).family
-    missing = [package for package in _PACKAGES.get(family, ()) if find_spec(package) is None]
+    missing = missing_packages(name)
     if missing:
         return Check(
             name=f"potential '{name}'",
             ok=False,
             detail=f"package {' and '.join(missing)} is not installed",
-            hint=f"pip install {' '.join(missing)}",
+            hint=potential_entry(name).installation,
         )
     return Check(name=f"potential '{name}'", ok=True, detail="its packages are installed")
 

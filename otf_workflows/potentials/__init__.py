@@ -1,11 +1,12 @@
-"""Machine-learned potentials: one protocol, a registry, CHGNet. Importing it loads no torch."""
+"""Machine-learned potentials: one protocol, a registry, families. Importing it loads no torch."""
 
-from otf_workflows.potentials.base import Potential, PotentialError, Prediction
+from otf_workflows.potentials.base import Potential, PotentialError, Prediction, TrainablePotential
 from otf_workflows.potentials.registry import (
     POTENTIALS,
     PotentialEntry,
     check_elements,
     load_potential,
+    missing_packages,
     potential_entry,
 )
 
@@ -15,7 +16,9 @@ __all__ = [
     "PotentialEntry",
     "PotentialError",
     "Prediction",
+    "TrainablePotential",
     "check_elements",
     "load_potential",
+    "missing_packages",
     "potential_entry",
 ]

@@ -4,13 +4,15 @@ import sys
 import pytest
 
 from otf_workflows import errors
-from otf_workflows.errors import InputError
+from otf_workflows.errors import ConfigurationError, InputError
 from otf_workflows.potentials import (
     POTENTIALS,
     Potential,
     PotentialError,
+    TrainablePotential,
     check_elements,
     load_potential,
+    missing_packages,
     potential_entry,
 )
 
@@ -54,9 +56,24 @@ def test_entries_can_be_loaded_and_say_where_they_come_from(name):
     assert entry.licence
     assert entry.citation
     assert entry.level_of_theory
+    if missing := missing_packages(name):
+        pytest.skip(f"{' and '.join(missing)} not installed: {entry.installation}")
     potential = load_potential(name)
     assert isinstance(potential, Potential)
     assert potential.name == name
+    assert isinstance(potential, TrainablePotential) == entry.trainable
+
+
+def test_a_missing_extra_is_one_clear_message_with_its_command(monkeypatch):
+    def find(package):
+        return None if package in {"sevenn", "e3nn"} else object()
+
+    monkeypatch.setattr("otf_workflows.potentials.registry.find_spec", find)
+    with pytest.raises(ConfigurationError, match="needs sevenn and e3nn, not installed") as caught:
+        load_potential("sevennet-0")
+    assert caught.value.hint == "pip install 'otf-workflows[sevennet]'"
+    assert missing_packages("chgnet-0.3.0") == []
+    assert missing_packages("toy-lj") == []
 
 
 def test_elements_are_those_whose_embedding_was_trained():
