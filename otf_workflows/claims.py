@@ -55,16 +55,13 @@ class Claims:
         until = {"$add": ["$$NOW", int(1000 * seconds)]}
         change = [{"$set": {"by": by, "until": until, "failure": None}}]
         free = [
-            {"by": by},
             {"failure": None, "$expr": {"$lt": ["$until", "$$NOW"]}},
             {"failure": {"$ne": None}, "told": by},
         ]
-        if self._claims.update_one({"_id": key, "$or": free}, change).matched_count:
-            return True
-        try:
+        try:  # most often nobody has had it
             self._claims.update_one({"_id": key, "by": by}, change, upsert=True)
         except DuplicateKeyError:
-            return False
+            return bool(self._claims.update_one({"_id": key, "$or": free}, change).matched_count)
         return True
 
     def fail(self, key: str, *, by: str, failure: dict[str, Any]) -> None:
@@ -142,7 +139,10 @@ def computed_once(
         label. A job that runs again after that computes by itself.
     """
     claims = Claims(database)
-    while (found := known()) is None and not claims.take(key, by=by):
+    while not claims.take(key, by=by):
+        found = known()
+        if found is not None:
+            return found
         failure = claims.failure_for(key, by=by)
         if failure is not None:
             raise LabelFailed(
@@ -152,12 +152,10 @@ def computed_once(
                 where=failure["directory"],
             )
         time.sleep(POLL_S)
-    if found is None:
-        # Between the look and the claim another one may have finished.
-        found = known()
-        if found is not None:
-            claims.release(key, by=by)
+    # Looked for after the claim: nobody can finish it between this look and the computation.
+    found = known()
     if found is not None:
+        claims.release(key, by=by)
         return found
     try:
         with claims.renewed(key, by=by):

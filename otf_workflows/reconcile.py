@@ -274,7 +274,7 @@ def _jobs_of_labels(
     names = {name} | {wish["campaign"] for label in labels.values() for wish in label.wanted_by}
     jobs: dict[str, list[JobRecord]] = {key: [] for key in labels}
     for campaign in sorted(names):
-        for job in engine.jobs(campaign=campaign):
+        for job in engine.jobs(campaign=campaign, label_keys=labels):
             if job.label_key in jobs:
                 jobs[job.label_key].append(job)
     return jobs

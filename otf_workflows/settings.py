@@ -9,6 +9,8 @@ import difflib
 import os
 import stat
 import typing
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -350,7 +352,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = deepcopy(_parsed(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(
             f"The site file cannot be read: {error}", where=str(file)
@@ -367,6 +369,14 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             hint="name a file with the password (chmod 600) as database.password_file",
         )
     return data
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
+    """Return what a site file says; every job reads it anew, and it rarely changes."""
+    import yaml
+
+    return yaml.safe_load(text)
 
 
 def _read_password(file: Path) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from otf_workflows.types import Role, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from jobflow import Flow
 
@@ -76,9 +76,14 @@ class Engine(Protocol):
         """Return the ids of workflows already submitted under this key."""
 
     def jobs(
-        self, *, campaign: str, cycle: int | None = None, kind: str | None = None
+        self,
+        *,
+        campaign: str,
+        cycle: int | None = None,
+        kind: str | None = None,
+        label_keys: Collection[str] | None = None,
     ) -> list[JobRecord]:
-        """Return all jobs of a campaign (or of one cycle), oldest first."""
+        """Return all jobs of a campaign (of one cycle, of some labels), oldest first."""
 
     def output(self, uuid: str) -> Any | None:
         """Return the output of a finished job, blobs loaded, or None."""

@@ -12,7 +12,7 @@ from otf_workflows.engine.routing import LATE, PRIORITY, route
 from otf_workflows.errors import InputError, NotFoundError, PartialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from jobflow import Flow, JobStore
 
@@ -101,9 +101,14 @@ class FireWorksEngine:
     # Reading
 
     def jobs(
-        self, *, campaign: str, cycle: int | None = None, kind: str | None = None
+        self,
+        *,
+        campaign: str,
+        cycle: int | None = None,
+        kind: str | None = None,
+        label_keys: Collection[str] | None = None,
     ) -> list[JobRecord]:
-        """Return all jobs of a campaign, or of some of its workflows, oldest first.
+        """Return all jobs of a campaign, or of some of its workflows or labels, oldest first.
 
         Two indexed queries with projections, however large the workflows are.
         """
@@ -112,6 +117,8 @@ class FireWorksEngine:
             query["spec.cycle"] = cycle
         if kind is not None:
             query["spec.kind"] = kind
+        if label_keys is not None:
+            query["spec.label_key"] = {"$in": list(label_keys)}
         with translated(self.site):
             fireworks = list(self.launchpad.fireworks.find(query, FIREWORK_FIELDS).sort("fw_id", 1))
             launches = self._last_launches(fireworks)

@@ -9,8 +9,7 @@ from otf_workflows.connection import PATIENCE_S, address, translated
 from otf_workflows.log import quieten_libraries
 
 if TYPE_CHECKING:
-    from fireworks import LaunchPad
-
+    from otf_workflows.engine.lean_launchpad import LeanLaunchPad
     from otf_workflows.settings import Site
 
 HOLDS = "otf_holds"
@@ -25,7 +24,7 @@ _COMPOUND_KEYS = {
 }
 
 
-def launchpad(site: Site, *, patience_s: float = PATIENCE_S) -> LaunchPad:
+def launchpad(site: Site, *, patience_s: float = PATIENCE_S) -> LeanLaunchPad:
     """Return the site's launch pad, set up if it is new.
 
     Parameters
@@ -40,9 +39,10 @@ def launchpad(site: Site, *, patience_s: float = PATIENCE_S) -> LaunchPad:
     DatabaseError
         If the server does not answer or refuses us.
     """
-    from fireworks import LaunchPad
     from fireworks.fw_config import ROCKET_STREAM_LOGLEVEL
     from fireworks.utilities.fw_utilities import get_fw_logger
+
+    from otf_workflows.engine.lean_launchpad import LeanLaunchPad
 
     quieten_libraries()
     where = address(site)
@@ -51,7 +51,7 @@ def launchpad(site: Site, *, patience_s: float = PATIENCE_S) -> LaunchPad:
     options["tz_aware"] = False
     wait_ms = int(patience_s * 1000)
     options |= {"serverSelectionTimeoutMS": wait_ms, "connectTimeoutMS": wait_ms}
-    pad = LaunchPad(
+    pad = LeanLaunchPad(
         where.host,
         where.port,
         where.name,
@@ -73,7 +73,7 @@ def launchpad(site: Site, *, patience_s: float = PATIENCE_S) -> LaunchPad:
     return pad
 
 
-def _prepare(pad: LaunchPad) -> None:
+def _prepare(pad: LeanLaunchPad) -> None:
     """Make counters and indexes unless they are there; never removes anything."""
     from pymongo.errors import DuplicateKeyError
 

@@ -25,7 +25,7 @@ from otf_workflows.errors import InputError, NotFoundError, OtfError, PartialErr
 from otf_workflows.types import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from jobflow import Flow, Job, JobStore
 
@@ -102,7 +102,12 @@ class LocalEngine:
         return [number for number, workflow in self._workflows.items() if workflow.key == key]
 
     def jobs(
-        self, *, campaign: str, cycle: int | None = None, kind: str | None = None
+        self,
+        *,
+        campaign: str,
+        cycle: int | None = None,
+        kind: str | None = None,
+        label_keys: Collection[str] | None = None,
     ) -> list[JobRecord]:
         """Return all jobs of a campaign, or of some of its workflows, oldest first."""
         return [
@@ -111,6 +116,7 @@ class LocalEngine:
             if entry.record.campaign == campaign
             and cycle in {None, entry.record.cycle}
             and kind in {None, entry.record.kind}
+            and (label_keys is None or entry.record.label_key in label_keys)
         ]
 
     def output(self, uuid: str) -> Any | None:

@@ -81,6 +81,7 @@ class Worker:
         self.stopping = threading.Event()
         self.at_rest = threading.Event()
         self._uncertain = False
+        self._busy = False
         self._recovered = time.monotonic()
 
     def run(self, *, max_idle_s: float | None = None) -> int:
@@ -139,13 +140,16 @@ class Worker:
         pad = self.engine.launchpad
         with translated(self.engine.site):
             fworker = FWorker(name=str(self.name), category=str(self.role), query=self._query())
-            if not (self._is_free(self.only) if self.only else self._finds(fworker.query)):
+            query = fworker.query
+            # After a job there is likely another; then the look would only be made twice.
+            if not (self._is_free(self.only) if self.only else self._busy or self._finds(query)):
                 return False
             folder = self._launch_folder()
             with self._inside(folder):
                 ran = bool(launch_rocket(pad, fworker, self.only, strm_lvl="CRITICAL"))
             launch = self._last_launch()
-        if not ran:  # another worker was faster
+        self._busy = ran
+        if not ran:  # there was no other, or another worker was faster
             shutil.rmtree(folder)
             return False
         self._tell(launch)
@@ -232,20 +236,17 @@ class Worker:
         return stack
 
     def _last_launch(self) -> dict[str, Any] | None:
+        """Return what became of the job that was taken just now."""
         pad = self.engine.launchpad
+        if pad.taken is None:
+            return None
+        firework, launch_id = pad.taken
         fields = {"fw_id": 1, "state": 1, "runtime_secs": 1, "launch_dir": 1}
-        launch = pad.launches.find_one(
-            {"fworker.name": str(self.name)}, fields, sort=[("launch_id", -1)]
-        )
+        launch = pad.launches.find_one({"launch_id": launch_id}, fields)
         if launch is None:
             return None
-        firework = pad.fireworks.find_one(
-            {"fw_id": launch["fw_id"]}, {"name": 1, "spec.campaign": 1}
-        )
-        if firework is None:
-            return None
-        campaign = firework["spec"].get("campaign", "")
-        return {**launch, "name": firework["name"], "campaign": campaign}
+        campaign = firework.spec.get("campaign", "")
+        return {**launch, "name": firework.name, "campaign": campaign}
 
     def _tell(self, launch: dict[str, Any] | None) -> None:
         if launch is None:

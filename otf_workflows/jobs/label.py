@@ -142,15 +142,10 @@ def _database() -> Database[dict[str, Any]] | None:
 
 def _known(database: Database[dict[str, Any]], key: str) -> LabelResult | None:
     """Return a finished result: booked (imported ones as well), or the output of another job."""
-    from otf_workflows.errors import NotFoundError
     from otf_workflows.store import Store
     from otf_workflows.types import LabelState
 
-    try:
-        booked = Store(database).label(key)
-    except NotFoundError:
-        booked = None
-    if booked is not None and booked.state is LabelState.DONE:
+    for booked in Store(database).labels(keys=[key], states=[LabelState.DONE]):
         return booked.result
     found = CURRENT_JOB.store.docs_store.query_one({"output.key": key}, {"output": 1})
     if found is None:

@@ -19,7 +19,7 @@ from otf_workflows.errors import InputError, NotFoundError, PartialError
 from otf_workflows.types import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from jobflow import Flow, JobStore
 
@@ -101,7 +101,12 @@ class JobflowRemoteEngine:
     # Reading
 
     def jobs(
-        self, *, campaign: str, cycle: int | None = None, kind: str | None = None
+        self,
+        *,
+        campaign: str,
+        cycle: int | None = None,
+        kind: str | None = None,
+        label_keys: Collection[str] | None = None,
     ) -> list[JobRecord]:
         """Return all jobs of a campaign, or of some of its workflows, oldest first."""
         query: dict[str, Any] = {"job.metadata.campaign": campaign}
@@ -109,6 +114,8 @@ class JobflowRemoteEngine:
             query["job.metadata.cycle"] = cycle
         if kind is not None:
             query["job.metadata.kind"] = kind
+        if label_keys is not None:
+            query["job.metadata.label_key"] = {"$in": list(label_keys)}
         with translated(self.site):
             found = list(self.controller.jobs.find(query, FIELDS).sort("_id", 1))
         return [job_record(document) for document in found]
