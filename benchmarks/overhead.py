@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import bson
 import numpy as np
 from jobflow import Flow
+from pymongo import monitoring
 
 from otf_workflows.campaign import Campaign
 from otf_workflows.control import submit
@@ -40,6 +41,24 @@ if TYPE_CHECKING:
     from otf_workflows.settings import Site
 
 NAME = "overhead"
+
+
+class Journeys(monitoring.CommandListener):
+    """Counts what is asked of the database, by whatever thread of this process."""
+
+    n = 0
+
+    def started(self, _event: monitoring.CommandStartedEvent) -> None:
+        """Count one."""
+        self.n += 1
+
+    def succeeded(self, _event: monitoring.CommandSucceededEvent) -> None:
+        """Nothing more to count."""
+
+    def failed(self, _event: monitoring.CommandFailedEvent) -> None:
+        """Nothing more to count."""
+
+
 TARGET_MS = 100.0
 SLOW = "otf_workflows.testing.slow.SlowCalculator"
 
@@ -81,7 +100,7 @@ def ask(
     )
 
 
-def measure(site: Site, n: int, per_cycle: int) -> dict[str, float]:
+def measure(site: Site, n: int, per_cycle: int, journeys: Journeys) -> dict[str, float]:
     """Return seconds per label of each step, and bytes per label, for ``n`` labels."""
     engine = FireWorksEngine(site)
     store = Store(engine.database)
@@ -98,13 +117,13 @@ def measure(site: Site, n: int, per_cycle: int) -> dict[str, float]:
         last[name] = time.perf_counter() - begun
         spent[name] += last[name]
 
-    empty, cpu_s = _bytes(engine), time.process_time()
+    empty, cpu_s, journeys.n = _bytes(engine), time.process_time(), 0
     for cycle, start in enumerate(range(0, n, per_cycle)):
         batch = frames[start : start + per_cycle]
         timed("ask", lambda b=batch, c=cycle: ask(store, engine, b, asked, c))
         timed("run", lambda: _drain(worker))
         timed("book", lambda: book_labels(store, engine, NAME))
-    cpu_s = time.process_time() - cpu_s
+    cpu_s, n_journeys = time.process_time() - cpu_s, journeys.n
     counts = store.label_counts(NAME)
     if counts[LabelState.DONE] != n:
         raise SystemExit(f"{counts[LabelState.DONE]} labels are done of {n}")
@@ -118,6 +137,7 @@ def measure(site: Site, n: int, per_cycle: int) -> dict[str, float]:
     found["overhead (ms)"] = 1000 * (sum(spent.values()) - science) / n
     # On a busy machine this says more than the clock; the database's share is not in it.
     found["CPU of Python (ms)"] = 1000 * cpu_s / n
+    found["journeys to the database"] = n_journeys / n
     in_last = min(per_cycle, n - (n - 1) // per_cycle * per_cycle)
     found["  of the last cycle"] = 1000 * sum(last.values()) / in_last - found["science (ms)"]
     begun = time.perf_counter()
@@ -176,19 +196,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="with --idle: dft workers")
     options = parser.parse_args()
     columns = []
+    journeys = Journeys()
+    monitoring.register(journeys)
     with ephemeral_mongod() as mongod:
         for n in options.sizes:
             with tempfile.TemporaryDirectory() as name, fresh_site(mongod, Path(name)) as site:
                 if options.idle:
                     columns.append(measure_idle(site, n, options.label_s, options.workers))
                 else:
-                    columns.append(measure(site, n, options.per_cycle))
+                    columns.append(measure(site, n, options.per_cycle, journeys))
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; per label:")
-    print(f"{'':22}" + "".join(f"{n:>10}" for n in options.sizes) + f"{'growth':>10}")
+    print(f"{'':26}" + "".join(f"{n:>10}" for n in options.sizes) + f"{'growth':>10}")
     for step in columns[0]:
         cells = "".join(f"{column[step]:10.2f}" for column in columns)
         growth = columns[-1][step] / columns[0][step] if columns[0][step] else float("nan")
-        print(f"{step:22}{cells}{growth:9.1f}x")
+        print(f"{step:26}{cells}{growth:9.1f}x")
     if not options.idle:
         worst = max(column["overhead (ms)"] for column in columns)
         met = "met" if worst <= TARGET_MS else "NOT met"
