@@ -260,3 +260,42 @@ def test_a_limit_of_electrons_below_the_explored_cell_is_refused(write):
     doubled = {"temperatures_K": [300.0], "supercell": [1, 1, 2]}
     error = refusal(write(budget={"max_electrons": 39}, exploration=doubled))
     assert "40 electrons" in str(error)
+
+
+def test_structure_files_of_starts_are_read_and_checked(write, tmp_path):
+    (tmp_path / "other.vasp").write_text(POSCAR.replace("5.14 0 0", "5.44 0 0"))
+    exploration = {"starts": [{"file": "other.vasp"}, {"vacancy": "Li"}]}
+    starts = read_campaign(write(exploration=exploration)).exploration.starts
+    assert starts[0].file.cell_A[0] == [5.44, 0, 0]
+    assert starts[1].vacancy == "Li"
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ({"file": "gone.vasp"}, ["exploration.starts[0].file", "does not exist"]),
+        ({"vacancy": "Na"}, ["no Na", "exploration.starts[0]"]),
+        ({"vacancies": "Li"}, ["vacancies", "did you mean 'vacancy'"]),
+        ({"strain": 0.5}, ["strain", "0.2"]),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_by_name(write, start, words):
+    said = str(refusal(write(exploration={"starts": [start]})))
+    assert all(word in said for word in words)
+
+
+def test_a_start_whose_recipe_cannot_be_is_refused_at_its_own_line(write):
+    recipe = {"code": "espresso", "cutoff_Ry": 30, "kpoints": [1, 1, 1]}
+    error = refusal(write(labels=recipe, exploration={"starts": [{"vacancy": "Li"}]}))
+    assert "smearing is needed" in str(error)
+    assert "exploration.starts[0]" in str(error)
+
+
+def test_kpoints_of_a_campaign_with_several_shapes_are_those_of_its_cell(write):
+    recipe = {"code": "espresso", "cutoff_Ry": 30, "kpoints": [2, 2, 2]}
+    several = {"supercell": [1, 1, 2], "cell_shapes": 2}
+    labels = read_campaign(write(labels=recipe, exploration=several)).labels
+    assert labels["kpoints_cell_A"] == [[5.14, 0, 0], [0, 5.14, 0], [0, 0, 10.28]]
+    assert "kpoints_cell_A" not in read_campaign(write(labels=recipe)).labels
+    grid = {"code": "cp2k", "kpoints": [2, 2, 2]}
+    assert "cannot fold" in str(refusal(write(labels=grid, exploration=several)))

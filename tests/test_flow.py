@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from jobflow import OutputReference
 
@@ -67,6 +68,34 @@ def test_walkers_run_with_the_weights_of_the_incumbent_and_continue_where_they_s
     assert third.function_kwargs["weights"] == OutputReference("weights-uuid").blob
     assert third.function_kwargs["checkpoint"].uuid == "walker-2"
     assert third.function_kwargs["temperature_K"] == 600
+
+
+def test_walkers_take_turns_in_the_cell_shapes_and_stay_in_theirs(tuned):
+    cell = (5.14 * np.eye(3)).tolist()
+    fractions = [[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    sites = [*fractions, *[[x + 1, y, z] for x, y, z in fractions]]
+    campaign = Campaign(
+        name="licl",
+        structure=Frame(
+            numbers=[3] * 4 + [17] * 4, cell_A=cell, positions_A=(2.57 * np.array(sites)).tolist()
+        ),
+        labels={"code": "ase", "calculator": "lj"},
+        exploration={
+            "temperatures_K": [300, 600],
+            "walkers_per_temperature": 2,
+            "cell_shapes": 3,
+            "starts": [],
+        },
+    )
+
+    def cells(cycle):
+        flow = CycleMaker(campaign).make(cycle, tuned, Calibration(), {})
+        return [j.function_args[0].cell_A for j in flow.jobs if j.metadata["stage"] == "explore"]
+
+    first = cells(1)
+    assert first[0] == first[3] == cell
+    assert first[0] != first[1] != first[2] != first[0]
+    assert cells(2) == first
 
 
 def test_walkers_have_seeds_of_their_own(campaign, tuned):

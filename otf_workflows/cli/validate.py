@@ -25,12 +25,21 @@ def validate(
             "--cutoff-check", help="Run the DFT code at a higher cut-off as well, and compare."
         ),
     ] = False,
+    shapes_check: Annotated[
+        bool,
+        typer.Option(
+            "--shapes-check", help="Run the DFT code on the structure in every cell shape."
+        ),
+    ] = False,
     as_json: params.AsJson = False,
 ) -> None:
     """Check a campaign file: keys, units, structure, recipe. Nothing is written."""
     campaign = read(file, name=name, settings=settings)
     if cutoff_check:
         for line in _cutoff_sentences(ctx, campaign):
+            output.note(line)
+    if shapes_check:
+        for line in _shape_sentences(ctx, campaign):
             output.note(line)
     if as_json:
         output.emit_json("otf.campaign/1", {"campaign": campaign.model_dump(mode="json")})
@@ -53,6 +62,23 @@ def _cutoff_sentences(ctx: typer.Context, campaign: Campaign) -> list[str]:
             campaign.structure, recipe, directory=Path(folder), resources=resources
         )
     return [f"cut-off     {sentence}" for sentence in found.sentences]
+
+
+def _shape_sentences(ctx: typer.Context, campaign: Campaign) -> list[str]:
+    import tempfile
+    from pathlib import Path
+
+    from otf_workflows.exploration.starts import shapes_of
+    from otf_workflows.labelers import parse_recipe
+    from otf_workflows.shape_check import check_shapes
+
+    recipe = parse_recipe(campaign.labels)
+    resources = session(ctx).site.resources(recipe.code)
+    with tempfile.TemporaryDirectory(prefix="otf-shapes-") as folder:
+        found = check_shapes(
+            shapes_of(campaign), recipe, directory=Path(folder), resources=resources
+        )
+    return [f"shapes      {sentence}" for sentence in found.sentences]
 
 
 def read(file: params.CampaignFile, *, name: str | None, settings: list[str] | None) -> Campaign:
@@ -84,6 +110,7 @@ def summary(campaign: Campaign) -> list[str]:
             f"walkers     {campaign.n_walkers} at {kelvins} K, "
             f"{explore.steps_per_cycle} steps of {explore.timestep_fs:g} fs in each cycle"
         ),
+        *_starts(campaign),
         (
             f"budget      {budget.max_cycles} cycles, {budget.max_core_hours:g} core-hours; "
             f"at most {steps} MD steps of exploration"
@@ -95,9 +122,50 @@ def summary(campaign: Campaign) -> list[str]:
             f"supercell {'×'.join(map(str, production.supercell))}"
         )
     mismatch = parse_recipe(campaign.labels).mismatch(campaign.potential)
-    if mismatch:
-        lines.append(f"mind        {mismatch}")
-    return lines
+    minded = [mismatch, *_gaps(campaign)]
+    return [*lines, *(f"mind        {sentence}" for sentence in minded if sentence)]
+
+
+def _starts(campaign: Campaign) -> list[str]:
+    """Return where walkers start, if that is more than one place."""
+    import numpy as np
+
+    from otf_workflows.exploration.starts import shapes_of
+
+    shapes, others = shapes_of(campaign), campaign.exploration.starts
+    if len(shapes) + len(others) == 1:
+        return []
+    cells = (" × ".join(f"{x:.2f}" for x in np.linalg.norm(s.cell_A, axis=1)) for s in shapes)
+    more = f", then {len(others)} other starts" if others else ""
+    return [f"starts      cells of {shapes[0].n_atoms} atoms, {'; '.join(cells)} Å{more}; in turns"]
+
+
+def _gaps(campaign: Campaign) -> list[str]:
+    """Return what the starts of a campaign leave out, in sentences."""
+    from math import prod
+
+    from otf_workflows.exploration.starts import shapes_of
+
+    rules, production = campaign.exploration, campaign.production
+    n_shapes = len(shapes_of(campaign))
+    n_starts = n_shapes + len(rules.starts)
+    found = []
+    if n_shapes < rules.cell_shapes:
+        found.append(
+            f"exploration.cell_shapes is {rules.cell_shapes}, but of this size there are {n_shapes}"
+        )
+    if n_starts > campaign.n_walkers:
+        found.append(
+            f"{n_starts} starts and {campaign.n_walkers} walkers: the last "
+            f"{n_starts - campaign.n_walkers} have none; raise exploration.walkers_per_temperature"
+        )
+    larger = production is not None and prod(production.supercell) > prod(rules.supercell)
+    if larger and n_shapes == 1:
+        found.append(
+            "production is larger than any label, and labels have one cell shape: errors there "
+            "can be several times larger; set exploration.cell_shapes to 4, or label larger cells"
+        )
+    return found
 
 
 def _formula(campaign: Campaign) -> str:

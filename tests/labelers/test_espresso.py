@@ -16,6 +16,7 @@ import pytest
 from ase.build import bulk
 
 from otf_workflows.errors import InputError, LabelFailed
+from otf_workflows.exploration.cells import cell_shapes
 from otf_workflows.labelers import get_labeler, parse_recipe
 from otf_workflows.labelers.base import Resources, differences
 from otf_workflows.schemas import Frame
@@ -158,6 +159,36 @@ def test_a_shifted_grid_is_run_as_asked_and_costs_half(tmp_path):
     assert result.settings_as_run == recipe.level_of_theory([14])
     printed = (tmp_path / "try-1.out").read_text()
     assert re.search(r"number of k points=\s+4\b", printed)
+
+
+def test_a_folded_grid_is_run_as_asked_and_gives_the_energy_of_the_grid(tmp_path):
+    """Silicon in a cell of another shape, at the points that 2 × 2 × 2 are in the cubic one."""
+    cubic = bulk("Si", "diamond", a=5.43, cubic=True)
+    changes = {"kpoints": [2, 2, 2], "kpoint_shift": True, "kpoints_cell_A": cubic.cell.tolist()}
+    frames = cell_shapes(Frame.from_atoms(cubic), 2)
+    results = []
+    for number, frame in enumerate(frames):
+        recipe, result = label(frame, tmp_path / str(number), cutoff_Ry=12, **changes)
+        assert result.settings_as_run == recipe.level_of_theory([14])
+        results.append(result)
+    assert results[1].energy_eV == pytest.approx(results[0].energy_eV, abs=8e-4)
+
+
+def test_a_point_that_is_missing_from_a_folded_grid_is_seen(tmp_path):
+    cubic = bulk("Si", "diamond", a=5.43, cubic=True)
+    frame = cell_shapes(Frame.from_atoms(cubic), 2)[1]
+    command = script(tmp_path, 'sed -i "/^K_POINTS/{n;s/4/3/}" $2; exec pw.x "$@"')
+    recipe, result = label(
+        frame,
+        tmp_path / "run",
+        cutoff_Ry=12,
+        kpoints=[2, 2, 2],
+        kpoint_shift=True,
+        kpoints_cell_A=cubic.cell.tolist(),
+        resources=Resources(command=command),
+    )
+    found = differences(recipe.level_of_theory([14]), result.settings_as_run)
+    assert any("a list of 3 points" in sentence for sentence in found)
 
 
 def test_other_kpoints_than_asked_for_are_seen(tmp_path):

@@ -84,6 +84,33 @@ def test_other_file_content_changes_the_fingerprint(upf_folder):
     assert mine.fingerprint([3, 17]) != before
 
 
+def test_a_grid_for_one_cell_becomes_one_for_all_shapes():
+    mine = recipe(kpoint_shift=True).for_shapes(LICL.cell_A)
+    assert mine.kpoints_cell_A == LICL.cell_A
+    assert mine.for_shapes(2 * np.eye(3)) == mine
+    assert mine.n_kpoints(LICL) == 4
+    doubled = Frame.from_atoms(LICL.to_atoms().repeat((2, 1, 1)))
+    assert mine.n_kpoints(doubled) == 2
+    spaced = recipe(kpoints=None, kspacing_per_A=0.5)
+    assert spaced.for_shapes(LICL.cell_A) is spaced
+
+
+def test_a_cell_that_the_grid_cannot_be_folded_into_is_a_problem(upf_folder):
+    mine = recipe(pseudopotentials=str(upf_folder("Li", "Cl"))).for_shapes(LICL.cell_A)
+    assert mine.problems(LICL) == []
+    other = LICL.model_copy(update={"cell_A": np.diag([3.9, 5.0, 5.0]).tolist()})
+    assert "cannot be folded" in mine.problems(other)[0]
+
+
+def test_other_codes_refuse_a_fixed_grid_for_several_shapes():
+    fixed = parse_recipe({"code": "cp2k", "kpoints": [2, 2, 2]})
+    with pytest.raises(InputError, match="cannot fold") as caught:
+        fixed.for_shapes(LICL.cell_A)
+    assert "kspacing_per_A" in str(caught.value)
+    spaced = parse_recipe({"code": "cp2k", "kspacing_per_A": 0.5})
+    assert spaced.for_shapes(LICL.cell_A) is spaced
+
+
 def test_elements_without_a_pseudopotential_are_named(upf_folder):
     problems = recipe(pseudopotentials=str(upf_folder("Cl"))).problems(LICL)
     assert problems == ["no PBE pseudopotential for Li"]
