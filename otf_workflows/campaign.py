@@ -14,6 +14,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from otf_workflows.schemas import Frame
+from otf_workflows.types import CellMotion
 
 
 class Section(BaseModel):
@@ -52,6 +53,37 @@ class Start(Section):
         return self
 
 
+class Ramp(Section):
+    """Heating, cooling or compressing while walkers run.
+
+    Temperature and pressure follow from the step of a walker alone, so a walker that is rewound
+    takes them back as well, and goes on over all cycles as one trajectory.
+    """
+
+    to_K: float | None = Field(
+        None, gt=0, le=10_000, description="Temperature in the end (K); null to keep it."
+    )
+    to_GPa: float | None = Field(None, description="Pressure in the end (GPa); null to keep it.")
+    steps: int = Field(
+        ge=1, description="MD steps until then, counted over all cycles; afterwards it is held."
+    )
+    back: bool = Field(
+        False, description="Instead of holding, return over as many steps, again and again."
+    )
+
+    @model_validator(mode="after")
+    def _goes_somewhere(self) -> Self:
+        if self.to_K is None and self.to_GPa is None:
+            msg = "a ramp needs an end: to_K, to_GPa or both"
+            raise ValueError(msg)
+        return self
+
+    def progress(self, step: int) -> float:
+        """Return how far the ramp is at an MD step, from 0 (start) to 1 (end)."""
+        share = step / self.steps
+        return 1 - abs(share % 2 - 1) if self.back else min(share, 1.0)
+
+
 class Exploration(Section):
     """MD with the current potential."""
 
@@ -61,6 +93,10 @@ class Exploration(Section):
     pressure_GPa: float | None = Field(
         None, description="Constant pressure (GPa) if given, else constant volume."
     )
+    cell: CellMotion = Field(
+        CellMotion.ISOTROPIC, description="What a pressure changes: the volume, or the shape too."
+    )
+    ramp: Ramp | None = Field(None, description="Let temperature or pressure change on the way.")
     walkers_per_temperature: int = Field(1, ge=1, le=1000, description="Walkers, seeds differ.")
     supercell: tuple[int, int, int] = Field((1, 1, 1), description="Repeats of the structure.")
     cell_shapes: int = Field(
@@ -77,6 +113,10 @@ class Exploration(Section):
     timestep_fs: float = Field(2.0, gt=0, le=10, description="MD time step (fs).")
     friction_per_fs: float = Field(0.01, gt=0, le=1, description="Langevin friction (1/fs).")
     check_every: int = Field(10, ge=1, description="Read the uncertainty every so many steps.")
+    early_checks: bool = Field(
+        default=True,
+        description="Also read it as soon as the latent novelty, free at each step, rises.",
+    )
     min_distance_ratio: float = Field(
         0.6, gt=0, lt=1, description="Stop if two atoms are nearer than this × covalent radii."
     )
@@ -90,6 +130,14 @@ class Exploration(Section):
                 msg = f"a temperature must be above 0 and at most 10000 K, not {temperature:g}"
                 raise ValueError(msg)
         return value
+
+    @model_validator(mode="after")
+    def _barostat(self) -> Self:
+        _check_pressure(self.pressure_GPa, self.cell)
+        if self.pressure_GPa is None and self.ramp is not None and self.ramp.to_GPa is not None:
+            msg = "ramp.to_GPa needs a pressure to start from: set pressure_GPa"
+            raise ValueError(msg)
+        return self
 
 
 class SelectionRules(Section):
@@ -177,6 +225,12 @@ class Production(Section):
     """The long MD with the finished potential."""
 
     temperature_K: float = Field(600.0, gt=0, le=10_000, description="Thermostat temperature (K).")
+    pressure_GPa: float | None = Field(
+        None, description="Constant pressure (GPa) if given, else constant volume."
+    )
+    cell: CellMotion = Field(
+        CellMotion.ISOTROPIC, description="What a pressure changes: the volume, or the shape too."
+    )
     supercell: tuple[int, int, int] = Field((2, 2, 2), description="Repeats of the structure.")
     steps: int = Field(2000, ge=10, description="MD steps.")
     timestep_fs: float = Field(2.0, gt=0, le=10, description="MD time step (fs).")
@@ -187,6 +241,17 @@ class Production(Section):
         description="MD steps in each labelled cell, whose random frames check the model.",
     )
     audit_labels: int = Field(4, ge=0, description="Such frames computed with DFT.")
+
+    @model_validator(mode="after")
+    def _barostat(self) -> Self:
+        _check_pressure(self.pressure_GPa, self.cell)
+        return self
+
+
+def _check_pressure(pressure_GPa: float | None, cell: CellMotion) -> None:
+    if pressure_GPa is None and cell is not CellMotion.ISOTROPIC:
+        msg = f"cell: {cell} needs a pressure: set pressure_GPa, to 0 for instance"
+        raise ValueError(msg)
 
 
 class Campaign(Section):

@@ -204,14 +204,22 @@ class WalkerSegment(Document):
     """What one walker did in one cycle. Output of an explore job."""
 
     walker: int = Field(description="Walker index.")
-    temperature_K: float = Field(description="Thermostat temperature (K).")
-    pressure_GPa: float | None = Field(None, description="Barostat pressure (GPa).")
+    temperature_K: float = Field(
+        description="Thermostat temperature (K), at step 0 if there is a ramp."
+    )
+    pressure_GPa: float | None = Field(
+        None, description="Barostat pressure (GPa), at step 0 if there is a ramp."
+    )
     model_id: str = Field(description="Model that drove it.")
     first_step: int = Field(description="Step count at the start of the segment.")
     n_steps: int = Field(description="Trusted steps kept (the walker is rewound to them).")
     n_steps_run: int = Field(description="MD steps computed, including those rewound.")
     n_checked: int = Field(description="Steps at which the uncertainty was read.")
     n_above: int = Field(description="Of these, steps with uncertainty above the tolerance.")
+    n_early: int = Field(
+        0, description="Further readings, made at once because the novelty had risen."
+    )
+    n_early_above: int = Field(0, description="Of these, readings above the tolerance.")
     stop_reason: StopReason = Field(description="Why the segment ended.")
     stop_message: str = Field("", description="One sentence on it.")
     steps: list[int] = Field(default_factory=list, description="Checked steps (≤ 1000 kept).")
@@ -220,6 +228,9 @@ class WalkerSegment(Document):
     )
     temperatures_K: list[float] = Field(
         default_factory=list, description="Instantaneous temperature at these (K)."
+    )
+    targets_K: list[float] = Field(
+        default_factory=list, description="Thermostat temperature at these (K)."
     )
     candidates: list[Frame] = Field(
         default_factory=list, description="Frames above the tolerance, with features."

@@ -108,6 +108,15 @@ class StopReason(StrEnum):
     FORCE = "force"
 
 
+class CellMotion(StrEnum):
+    """What constant pressure may change."""
+
+    ISOTROPIC = "isotropic"
+    """The volume, at constant shape."""
+    FLEXIBLE = "flexible"
+    """Volume and shape: lengths and angles of the cell."""
+
+
 class Decision(StrEnum):
     """What follows a finished cycle."""
 

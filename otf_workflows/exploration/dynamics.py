@@ -1,15 +1,13 @@
 """Langevin dynamics that can be put down and taken up again, to the last bit.
 
-One integrator serves constant volume and constant pressure: BAOAB (Leimkuhler and Matthews,
-J. Chem. Phys. 138, 174102, 2013), whose sampling of configurations has a smaller time-step error
-than other splittings, with the Langevin-Hoover barostat of Quigley and Probert (J. Chem. Phys.
-120, 11432, 2004), both as implemented in ASE. The centre of mass is held, so there are 3n - 3
-degrees of freedom; in cells of a few atoms the difference matters.
+One integrator (:mod:`otf_workflows.exploration.integrator`) serves constant volume, constant
+pressure with a fixed or a free shape, and ramps of both temperature and pressure. The centre of
+mass is held, so there are 3n - 3 degrees of freedom; in cells of a few atoms the difference
+matters.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +15,13 @@ import numpy as np
 
 from otf_workflows.errors import InputError
 from otf_workflows.schemas import Checkpoint, Frame
+from otf_workflows.types import CellMotion
 
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from otf_workflows.campaign import Ramp
     from otf_workflows.potentials.base import Potential
-
-BAROSTAT_RATIO = 10.0
-"""Period of the barostat in units of the thermostat's relaxation time."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +31,42 @@ class Ensemble:
     Attributes
     ----------
     temperature_K
-        Thermostat temperature (K).
+        Thermostat temperature (K), at step 0 if there is a ramp.
     timestep_fs
         MD time step (fs).
     friction_per_fs
         Langevin friction (1/fs).
     pressure_GPa
-        Barostat pressure (GPa), the volume changing at constant shape; None for constant volume.
+        Barostat pressure (GPa), at step 0 if there is a ramp; None for constant volume.
+    cell
+        What the barostat may change.
+    ramp
+        How temperature and pressure change; None if they do not.
     """
 
     temperature_K: float
     timestep_fs: float
     friction_per_fs: float
     pressure_GPa: float | None = None
+    cell: CellMotion = CellMotion.ISOTROPIC
+    ramp: Ramp | None = None
+
+    def temperature_at_K(self, step: int) -> float:
+        """Return the thermostat temperature (K) at an MD step, counted over all cycles."""
+        if self.ramp is None or self.ramp.to_K is None:
+            return self.temperature_K
+        return _between(self.temperature_K, self.ramp.to_K, self.ramp.progress(step))
+
+    def pressure_at_GPa(self, step: int) -> float | None:
+        """Return the barostat pressure (GPa) at an MD step; None for constant volume."""
+        if self.pressure_GPa is None or self.ramp is None or self.ramp.to_GPa is None:
+            return self.pressure_GPa
+        return _between(self.pressure_GPa, self.ramp.to_GPa, self.ramp.progress(step))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    # Exact at both ends.
+    return (1 - share) * start + share * end
 
 
 def first_checkpoint(atoms: Atoms, *, temperature_K: float, seed: tuple[int, ...]) -> Checkpoint:
@@ -133,38 +153,27 @@ class Dynamics:
     def __init__(self, checkpoint: Checkpoint, potential: Potential, ensemble: Ensemble) -> None:
         from ase import units
         from ase.constraints import FixCom
-        from ase.md.langevinbaoab import LangevinBAOAB
+
+        from otf_workflows.exploration.integrator import Integrator
 
         self.step_count = checkpoint.step
+        self._ensemble = ensemble
         self._rng = rng_from_state(checkpoint.rng_state)
         self._atoms = checkpoint.frame.to_atoms()
         self._atoms.set_constraint(FixCom())
         self._atoms.set_velocities(np.array(checkpoint.velocities_A_fs) / units.fs)
         self._atoms.calc = potential.calculator()
-        relaxation = units.fs / ensemble.friction_per_fs
-        barostat: dict[str, Any] = {}
+        self._integrator = Integrator(
+            self._atoms,
+            timestep_fs=ensemble.timestep_fs,
+            friction_per_fs=ensemble.friction_per_fs,
+            temperature_K=ensemble.temperature_at_K(checkpoint.step),
+            pressure_GPa=ensemble.pressure_at_GPa(checkpoint.step),
+            cell=ensemble.cell,
+            rng=self._rng,
+        )
         if ensemble.pressure_GPa is not None:
-            # ASE's stress is positive in tension, a pressure is not.
-            barostat = {
-                "externalstress": -ensemble.pressure_GPa * units.GPa,
-                "hydrostatic": True,
-                "P_tau": BAROSTAT_RATIO * relaxation,
-            }
-        with warnings.catch_warnings():
-            # It announces its choice of barostat mass and that constraints were not tested;
-            # our tests check temperature, momentum and pressure with FixCom.
-            warnings.simplefilter("ignore", UserWarning)
-            self._integrator = LangevinBAOAB(
-                self._atoms,
-                ensemble.timestep_fs * units.fs,
-                temperature_K=ensemble.temperature_K,
-                T_tau=relaxation,
-                rng=self._rng,
-                **barostat,
-            )
-        self._variable_cell = bool(barostat)
-        if self._variable_cell:
-            self._integrator.p_eps = float(checkpoint.thermostat.get("cell_momentum", 0.0))
+            self._integrator.cell_momentum = checkpoint.thermostat.get("cell_momentum")
 
     def advance(self) -> None:
         """Make one MD step.
@@ -174,16 +183,24 @@ class Dynamics:
         PotentialError
             If the potential cannot treat the new positions.
         """
+        if self._ensemble.ramp is not None:
+            self._follow(self._ensemble)
         self._integrator.step()
         self.step_count += 1
+
+    def _follow(self, ensemble: Ensemble) -> None:
+        """Set temperature and pressure as the ramp has them at this step."""
+        self._integrator.set_temperature(ensemble.temperature_at_K(self.step_count))
+        pressure_GPa = ensemble.pressure_at_GPa(self.step_count)
+        if pressure_GPa is not None:
+            self._integrator.set_pressure(pressure_GPa)
 
     def checkpoint(self) -> Checkpoint:
         """Return all that is needed to go on from here."""
         from ase import units
 
-        thermostat = {}
-        if self._variable_cell:
-            thermostat["cell_momentum"] = float(self._integrator.p_eps)
+        momentum = self._integrator.cell_momentum
+        thermostat = {} if momentum is None else {"cell_momentum": momentum}
         return Checkpoint(
             frame=Frame.from_atoms(self._atoms),
             velocities_A_fs=(self._atoms.get_velocities() * units.fs).tolist(),
@@ -197,6 +214,11 @@ class Dynamics:
         return bare(self._atoms)
 
     @property
+    def target_K(self) -> float:
+        """Thermostat temperature (K) at this step."""
+        return self._ensemble.temperature_at_K(self.step_count)
+
+    @property
     def temperature_K(self) -> float:
         """Kinetic temperature (K), of 3n - 3 degrees of freedom."""
         return float(self._atoms.get_temperature())
@@ -205,6 +227,19 @@ class Dynamics:
     def forces_eV_A(self) -> np.ndarray:
         """Present forces (eV/Å), shape (n, 3)."""
         return self._atoms.get_forces(apply_constraint=False)
+
+    @property
+    def novelty(self) -> float | None:
+        """Latent novelty of the worst atom; None where the calculator does not tell."""
+        prediction = getattr(self._atoms.calc, "prediction", None)
+        if prediction is None or prediction.novelty is None:
+            return None
+        return float(prediction.novelty.max())
+
+    @property
+    def stress_eV_A3(self) -> np.ndarray:
+        """Present stress without the motion of the atoms (eV/Å³), shape (3, 3), tension positive."""
+        return self._atoms.get_stress(voigt=False)
 
     @property
     def energy_eV(self) -> float:

@@ -21,6 +21,7 @@ from otf_workflows.types import StopReason
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from ase import Atoms
 
     from otf_workflows.exploration.health import Guards
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 SAVE_EVERY = 100
 """MD steps between saves. At each, saved or not, the dynamics starts anew from its checkpoint, so
 that a resumed run and an uninterrupted one are the same to the last bit."""
+
+NOVELTY_RISE = 1.1
+"""Novelty beyond so many times the highest that was checked so far calls for a check at once. As
+each check raises the bar, a walker in equilibrium makes fewer and fewer of them, while one that
+leaves what it knows makes them as it goes."""
+
+EARLY_SHARE = 0.2
+"""Least distance of an early check from the one before, in units of ``check_every``; two steps at
+least."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,9 @@ class Check:
         Calibrated worst-atom force uncertainty (eV/Å).
     stopped
         Whether a guard has already ended the run here.
+    early
+        Whether it was made before it was due, the novelty having risen. Such checks are where it
+        is uncertain, so they belong in no average and in no random sample.
     """
 
     index: int
@@ -55,6 +68,7 @@ class Check:
     atoms: Atoms
     sigma_eV_A: float
     stopped: bool
+    early: bool = False
 
 
 class Observer(Protocol):
@@ -78,6 +92,10 @@ class LoopState(Document):
     n_steps_run: int = Field(0, description="MD steps made.")
     n_checked: int = Field(0, description="Checks made.")
     n_above: int = Field(0, description="Checks above the tolerance.")
+    n_early: int = Field(0, description="Further checks, made before they were due.")
+    n_early_above: int = Field(0, description="Of these, checks above the tolerance.")
+    last_check: int = Field(0, description="MD steps made at the last check.")
+    highest_novelty: float | None = Field(None, description="Of an atom, at all checks.")
     n_records: int = Field(0, description="Valid records in the file beside.")
     seconds: float = Field(0.0, description="Wall time so far (s).")
     memory: dict[str, Any] = Field(default_factory=dict, description="Of the observer.")
@@ -111,6 +129,9 @@ class MdLoop:
         How the raw uncertainty becomes an honest one.
     observer
         Told of every check.
+    early_checks
+        Also read it as soon as the novelty rises above what was checked so far, where the
+        calculator of the potential knows the novelty at every step.
     inputs_digest
         Hash of all inputs.
     scratch
@@ -131,6 +152,7 @@ class MdLoop:
         observer: Observer,
         inputs_digest: str,
         scratch: Path | None,
+        early_checks: bool = False,
     ) -> None:
         self.potential = potential
         self.ensemble = ensemble
@@ -140,6 +162,7 @@ class MdLoop:
         self.tolerance_eV_A = tolerance_eV_A
         self.calibration = calibration
         self.observer = observer
+        self.early_checks = early_checks
         self.scratch = scratch
         self.reason: StopReason | None = None
         self.message = ""
@@ -182,6 +205,8 @@ class MdLoop:
             self._guard_motion()
             if done % self.check_every == 0 or done == self.n_steps or self.reason:
                 self._check()
+            elif self._is_new():
+                self._check(early=True)
             if done % SAVE_EVERY == 0 and self.reason is None:
                 self._save()
         self.reason = self.reason or StopReason.COMPLETED
@@ -189,12 +214,23 @@ class MdLoop:
     def _guard_motion(self) -> None:
         dynamics = self._moving()
         problem = self.guards.motion_problem(
-            temperature_K=dynamics.temperature_K, forces_eV_A=dynamics.forces_eV_A
+            temperature_K=dynamics.temperature_K,
+            target_K=dynamics.target_K,
+            forces_eV_A=dynamics.forces_eV_A,
         )
         if problem:
             self._stop(*problem)
 
-    def _check(self) -> None:
+    def _is_new(self) -> bool:
+        """Return whether the present step is so new that its check should not wait."""
+        bar, novelty = self.state.highest_novelty, self._moving().novelty
+        if not self.early_checks or bar is None or novelty is None:
+            return False
+        gap = max(2, round(EARLY_SHARE * self.check_every))
+        waited = self.state.n_steps_run - self.state.last_check
+        return waited >= gap and novelty > NOVELTY_RISE * bar
+
+    def _check(self, *, early: bool = False) -> None:
         dynamics = self._moving()
         atoms = dynamics.structure()
         problem = self.guards.structure_problem(atoms)
@@ -213,8 +249,7 @@ class MdLoop:
             self._stop(StopReason.FORCE, "The uncertainty of the forces is not a finite number.")
             return
         index = self.state.n_checked
-        self.state.n_checked += 1
-        self.state.n_above += sigma > self.tolerance_eV_A
+        self._count(sigma > self.tolerance_eV_A, prediction.novelty, early=early)
         self.recorder.append(
             step=dynamics.step_count,
             temperature_K=dynamics.temperature_K,
@@ -222,10 +257,23 @@ class MdLoop:
             sigma_eV_A=sigma,
             atoms=atoms,
         )
-        check = Check(index, dynamics.step_count, atoms, sigma, stopped=self.reason is not None)
+        stopped = self.reason is not None
+        check = Check(index, dynamics.step_count, atoms, sigma, stopped=stopped, early=early)
         verdict = self.observer.checked(check, self)
         if verdict and self.reason is None:
             self._stop(*verdict)
+
+    def _count(self, above: bool, novelty: np.ndarray | None, *, early: bool) -> None:
+        state = self.state
+        state.last_check = state.n_steps_run
+        if early:
+            state.n_early += 1
+            state.n_early_above += above
+        else:
+            state.n_checked += 1
+            state.n_above += above
+        if novelty is not None:
+            state.highest_novelty = max(state.highest_novelty or 0.0, float(novelty.max()))
 
     def _stop(self, reason: StopReason, message: str) -> None:
         if self.reason is None:

@@ -17,7 +17,7 @@ from otf_workflows.exploration.health import Guards
 from otf_workflows.exploration.loop import Check, MdLoop, digest
 from otf_workflows.exploration.trajectory import decode_trajectory, encode_records
 from otf_workflows.schemas import Document, Frame, Origin
-from otf_workflows.types import Purpose, StopReason
+from otf_workflows.types import CellMotion, Purpose, StopReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,10 @@ class ProductionRun(Document):
 
     model_id: str = Field(description="Model that drove it.")
     temperature_K: float = Field(description="Thermostat temperature (K).")
+    pressure_GPa: float | None = Field(
+        None, description="Barostat pressure (GPa); none for constant volume."
+    )
+    cell: CellMotion = Field(CellMotion.ISOTROPIC, description="What the pressure changed.")
     supercell: tuple[int, int, int] = Field(description="Repeats of the structure.")
     n_atoms: int = Field(description="Atoms in the supercell.")
     timestep_fs: float = Field(description="MD time step (fs).")
@@ -58,6 +62,10 @@ class ProductionRun(Document):
     mean_temperature_error_K: float | None = Field(description="Its standard error (K).")
     mean_energy_eV_atom: float | None = Field(description="Mean potential energy (eV/atom).")
     mean_energy_error_eV_atom: float | None = Field(description="Its standard error (eV/atom).")
+    mean_volume_A3_atom: float | None = Field(None, description="Mean volume (Å³/atom).")
+    mean_volume_error_A3_atom: float | None = Field(
+        None, description="Its standard error (Å³/atom)."
+    )
     energy_drift_eV_atom_ps: float | None = Field(
         description="Slope of the potential energy (eV/atom/ps); beyond noise it is no equilibrium."
     )
@@ -111,7 +119,7 @@ def run_production(
     max_volume_ratio: float = 1.5,
     scratch: Path | None = None,
 ) -> ProductionRun:
-    """Run MD at constant volume in a supercell, then a shorter one in each labelled cell.
+    """Run MD in a supercell, then a shorter one in each labelled cell.
 
     Both keep a frame and read the uncertainty every ``rules.sample_every`` steps. Guards end a
     run with a reason; uncertainty is counted and reported, and ends nothing.
@@ -182,6 +190,7 @@ def run_production(
     where = (origin or Origin()).model_copy(
         update={
             "temperature_K": rules.temperature_K,
+            "pressure_GPa": rules.pressure_GPa,
             "model_id": model_id,
             "note": "production audit",
         }
@@ -195,6 +204,8 @@ def run_production(
     return ProductionRun(
         model_id=model_id,
         temperature_K=rules.temperature_K,
+        pressure_GPa=rules.pressure_GPa,
+        cell=rules.cell,
         supercell=rules.supercell,
         timestep_fs=rules.timestep_fs,
         sample_every=rules.sample_every,
@@ -254,11 +265,13 @@ def _md(
             temperature_K=rules.temperature_K,
             timestep_fs=rules.timestep_fs,
             friction_per_fs=friction_per_fs,
+            pressure_GPa=rules.pressure_GPa,
+            cell=rules.cell,
         ),
         guards=Guards(
-            temperature_K=rules.temperature_K,
             n_atoms=len(atoms),
             reference_volume_A3=float(atoms.get_volume()),
+            reference_cell_A=atoms.cell.array if rules.cell is CellMotion.FLEXIBLE else None,
             **guards,
         ),
         n_steps=n_steps,
@@ -295,12 +308,18 @@ def _summary(loop: MdLoop) -> dict[str, Any]:
         [
             *("fraction_above", "mean_temperature_K", "mean_temperature_error_K"),
             *("mean_energy_eV_atom", "mean_energy_error_eV_atom", "energy_drift_eV_atom_ps"),
+            *("mean_volume_A3_atom", "mean_volume_error_A3_atom"),
         ]
     )
     # Fewer sampled frames than this have no error bar.
     if len(part) >= 3:
         temperature, temperature_error = block_mean(part["temperature_K"])
         energy, energy_error = block_mean(part["energy_eV"] / n_atoms)
+        volumes = np.abs(np.linalg.det(part["cell_A"].astype(float))) / n_atoms
+        # At constant volume the spread is that of rounding to float32.
+        volume, volume_error = (
+            (volumes[0], 0.0) if loop.ensemble.pressure_GPa is None else block_mean(volumes)
+        )
         time_ps = part["step"] * loop.ensemble.timestep_fs / 1000
         values = {
             "fraction_above": n_above / len(part),
@@ -308,6 +327,8 @@ def _summary(loop: MdLoop) -> dict[str, Any]:
             "mean_temperature_error_K": float(temperature_error),
             "mean_energy_eV_atom": float(energy),
             "mean_energy_error_eV_atom": float(energy_error),
+            "mean_volume_A3_atom": float(volume),
+            "mean_volume_error_A3_atom": float(volume_error),
             "energy_drift_eV_atom_ps": float(
                 np.polyfit(time_ps, part["energy_eV"] / n_atoms, deg=1)[0]
             ),

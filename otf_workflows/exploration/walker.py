@@ -12,7 +12,7 @@ from otf_workflows.exploration.health import Guards
 from otf_workflows.exploration.loop import Check, MdLoop, digest
 from otf_workflows.exploration.trajectory import encode_records
 from otf_workflows.schemas import Checkpoint, Frame, Origin, WalkerSegment
-from otf_workflows.types import Purpose, StopReason
+from otf_workflows.types import CellMotion, Purpose, StopReason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,11 +57,12 @@ def explore(
     """Run one walker for one cycle.
 
     At the start, at the end and every ``rules.check_every`` steps the calibrated uncertainty of
-    the worst atom is read. Up to the tolerance the state is trusted and becomes the checkpoint;
-    above it the frame is collected; above twice the tolerance the walker stops. Distances,
-    volume, temperature and forces are guarded besides, the last two at every step. Whatever the
-    end, the walker is rewound to the last trusted state, or to its start if there was none: the
-    trajectory that is kept contains trusted ends only, and over the cycles it is one.
+    the worst atom is read, and in between when the latent novelty, which is known at every step,
+    rises above all that was read before. Up to the tolerance the state is trusted and becomes the
+    checkpoint; above it the frame is collected; above twice the tolerance the walker stops.
+    Distances, cell, temperature and forces are guarded besides, the last two at every step.
+    Whatever the end, the walker is rewound to the last trusted state, or to its start if there
+    was none: the trajectory that is kept contains trusted ends only, and over the cycles it is one.
 
     A checkpoint that the present model is lost at (it was trusted by an earlier one) is collected,
     and the walker begins again from ``frame``, heating up through states that the model knows:
@@ -84,7 +85,7 @@ def explore(
     rules
         Section ``exploration`` of the campaign.
     temperature_K
-        Thermostat temperature (K).
+        Thermostat temperature (K), at step 0 if ``rules`` have a ramp.
     tolerance_eV_A
         Force error that the user can live with (eV/Å).
     calibration
@@ -118,17 +119,19 @@ def explore(
         For a cell of one atom, or a potential without uncertainty.
     """
     atoms = frame.to_atoms()
+    ensemble = Ensemble(
+        temperature_K=temperature_K,
+        timestep_fs=rules.timestep_fs,
+        friction_per_fs=rules.friction_per_fs,
+        pressure_GPa=rules.pressure_GPa,
+        cell=rules.cell,
+        ramp=rules.ramp,
+    )
     start = checkpoint or first_checkpoint(atoms, temperature_K=temperature_K, seed=(seed,))
     observer = _Collector(
         start=start,
-        origin=origin.model_copy(
-            update={
-                "walker": walker,
-                "temperature_K": temperature_K,
-                "pressure_GPa": rules.pressure_GPa,
-                "model_id": model_id,
-            }
-        ),
+        origin=origin.model_copy(update={"walker": walker, "model_id": model_id}),
+        ensemble=ensemble,
         n_pool=n_pool,
         seed=seed,
         stop_on_uncertainty=stop_on_uncertainty,
@@ -139,29 +142,29 @@ def explore(
             checkpoint, potential, limit_eV_A=STOP_RATIO * tolerance_eV_A, calibration=calibration
         )
     if checkpoint is not None and left:
-        anew = first_checkpoint(atoms, temperature_K=temperature_K, seed=(seed, checkpoint.step))
+        anew = first_checkpoint(
+            atoms,
+            temperature_K=ensemble.temperature_at_K(checkpoint.step),
+            seed=(seed, checkpoint.step),
+        )
         start = observer.trusted = anew.model_copy(update={"step": checkpoint.step})
     loop = MdLoop(
         start,
         potential,
-        ensemble=Ensemble(
-            temperature_K=temperature_K,
-            timestep_fs=rules.timestep_fs,
-            friction_per_fs=rules.friction_per_fs,
-            pressure_GPa=rules.pressure_GPa,
-        ),
+        ensemble=ensemble,
         guards=Guards(
-            temperature_K=temperature_K,
             n_atoms=len(atoms),
             reference_volume_A3=reference_volume_A3 or float(atoms.get_volume()),
             min_distance_ratio=rules.min_distance_ratio,
             max_volume_ratio=rules.max_volume_ratio,
+            reference_cell_A=atoms.cell.array if rules.cell is CellMotion.FLEXIBLE else None,
         ),
         n_steps=rules.steps_per_cycle,
         check_every=rules.check_every,
         tolerance_eV_A=tolerance_eV_A,
         calibration=calibration,
         observer=observer,
+        early_checks=rules.early_checks,
         inputs_digest=digest(
             frame=frame.model_dump(mode="json"),
             rules=rules.model_dump(mode="json"),
@@ -187,12 +190,14 @@ class _Collector:
         *,
         start: Checkpoint,
         origin: Origin,
+        ensemble: Ensemble,
         n_pool: int,
         seed: int,
         stop_on_uncertainty: bool,
     ) -> None:
         self.trusted = start
         self.origin = origin
+        self.ensemble = ensemble
         self.stop_on_uncertainty = stop_on_uncertainty
         self.last: Frame | None = None
         self.candidates = Reservoir(MAX_CANDIDATES, seed=(seed, start.step, 1))
@@ -210,7 +215,7 @@ class _Collector:
         else:
             self.candidates.skip()
         # The start is either the ideal structure or the end of the previous segment.
-        if check.index % POOL_GAP == 1:
+        if check.index % POOL_GAP == 1 and not check.early:
             if self.pool.place() is not None:
                 self.pool.put(self._checked(check, loop, Purpose.AUDIT))
             else:
@@ -258,7 +263,13 @@ class _Collector:
     ) -> Frame:
         return Frame.from_atoms(
             atoms,
-            origin=self.origin.model_copy(update={"step": step}),
+            origin=self.origin.model_copy(
+                update={
+                    "step": step,
+                    "temperature_K": self.ensemble.temperature_at_K(step),
+                    "pressure_GPa": self.ensemble.pressure_at_GPa(step),
+                }
+            ),
             purpose=purpose,
             sigma_eV_A=sigma_eV_A,
             features=[float(value) for value in potential.features([atoms])[0]],
@@ -350,11 +361,14 @@ def _segment(loop: MdLoop, observer: _Collector, *, first: bool, note: str | Non
         n_steps_run=state.n_steps_run,
         n_checked=state.n_checked,
         n_above=state.n_above,
+        n_early=state.n_early,
+        n_early_above=state.n_early_above,
         stop_reason=loop.reason or StopReason.COMPLETED,
         stop_message=" ".join(part for part in (note, loop.message) if part),
         steps=shown["step"].tolist(),
         sigmas_eV_A=shown["sigma_eV_A"].tolist(),
         temperatures_K=shown["temperature_K"].tolist(),
+        targets_K=[loop.ensemble.temperature_at_K(int(step)) for step in shown["step"]],
         candidates=observer.candidates.frames() + ([observer.last] if observer.last else []),
         pool=observer.pool.frames(),
         blob={

@@ -11,7 +11,7 @@ import numpy as np
 from otf_workflows.errors import OtfError
 from otf_workflows.jobs import earlier_output, load_model, otf_job, scratch_folder
 from otf_workflows.schemas import PropertyDocument, Selection, now
-from otf_workflows.types import CycleState, LabelState, Purpose, Split, Stage
+from otf_workflows.types import CellMotion, CycleState, LabelState, Purpose, Split, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,8 +175,9 @@ def conclude(
         model_id=run.model_id,
         kind="production",
         conditions={
-            "ensemble": "NVT (Langevin)",
+            "ensemble": _ensemble(rules),
             "temperature_K": rules.temperature_K,
+            "pressure_GPa": rules.pressure_GPa,
             "timestep_fs": rules.timestep_fs,
             "sample_every": rules.sample_every,
             "n_atoms": len(frames[0]),
@@ -196,6 +197,13 @@ def conclude(
     )
     store.event("production finished", campaign=campaign.name, cycle=cycle)
     return {"model_id": run.model_id, "n_steps_run": run.n_steps_run}
+
+
+def _ensemble(rules: Production) -> str:
+    if rules.pressure_GPa is None:
+        return "NVT (Langevin)"
+    shape = "free shape" if rules.cell is CellMotion.FLEXIBLE else "fixed shape"
+    return f"NPT (Langevin, {shape})"
 
 
 def _jsonable(value: Any) -> Any:
