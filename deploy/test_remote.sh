@@ -56,5 +56,6 @@ printf 'import site; site.addsitedir("%s")\n' "$below" >"$above/zz_below.pth"
 # Only what differs is installed: jobflow-remote, what it alone needs, and the older pymongo.
 "$python" -m pip --python "$mine/bin/python" install --quiet 'jobflow-remote>=1.0.1,<1.1'
 
-exec "$mine/bin/python" -m pytest -n 0 tests/engine/test_remote_parts.py \
-  tests/engine/test_jobflow_remote.py tests/e2e/test_two_engines.py "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$mine/bin/python" -m pytest -n auto --maxprocesses 2 --dist loadgroup \
+  tests/engine/remote tests/e2e/test_two_engines.py "$@"
