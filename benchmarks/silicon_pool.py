@@ -38,7 +38,7 @@ import numpy as np
 from otf_workflows.calibration import conformal_factor, coverage, spearman
 from otf_workflows.campaign import SelectionRules, TrainingRules
 from otf_workflows.potentials import load_potential
-from otf_workflows.schemas import Frame, LabelledFrame
+from otf_workflows.schemas import Calibration, Frame, LabelledFrame
 from otf_workflows.selection import select_frames
 from otf_workflows.training import evaluate, finetune
 from otf_workflows.types import Split
@@ -197,7 +197,7 @@ class Chain:
             "next": chosen,
             "factor": factor,
             "fresh_factor": conformal_factor(errors, raw).factor,
-            "fresh_coverage": coverage(errors, raw, factor),
+            "fresh_coverage": coverage(errors, raw, Calibration(factor=factor)),
             "fresh_spearman": spearman(errors, raw),
             "fresh_spearman_force": spearman(errors, found["worst_force_eV_A"]),
             "sentences": outcome.sentences,

@@ -1,23 +1,31 @@
-r"""How honest is the uncertainty? Factor, coverage and ranking, on labels never trained on.
+r"""How honest is the uncertainty? Factor, floor, coverage, ranking, on labels never trained on.
 
 Per frame there is one error (the largest \|ΔF\| of an atom) and one raw σ (the largest of an
 atom). Split conformal prediction (Vovk et al., *Algorithmic Learning in a Random World*, 2005;
-Angelopoulos and Bates, arXiv:2107.07511) turns them into a factor such that a share ``nominal``
-of new frames *of the same kind* has an error below factor × σ. MD drifts, and selected frames are
-the uncertain ones, so the promise is checked on every fresh batch and tightened if it fails.
+Angelopoulos and Bates, arXiv:2107.07511) turns them into a scale such that a share ``nominal``
+of new frames *of the same kind* has an error below the calibrated σ. MD drifts, and selected
+frames are the uncertain ones, so the promise is checked on every fresh batch and tightened if it
+fails.
+
+σ of heads shrinks with every label, the errors do not: what the network cannot express, and the
+noise of DFT, stay. Where the labels show it, the calibrated σ is √((factor σ)² + floor²).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
 from otf_workflows.errors import InputError
 from otf_workflows.schemas import Calibration
+from otf_workflows.uncertainty import worst_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import ArrayLike
 
 RESOLUTION_EV_A = 0.01
@@ -25,7 +33,170 @@ RESOLUTION_EV_A = 0.01
 and their ratio would be noise over noise: such a frame counts as covered, whatever its σ."""
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-"""Shares of the normal distribution at which reliability is read."""
+"""Shares at which reliability is read."""
+
+MIN_FOR_FLOOR = 4
+"""With fewer labels nothing can be said about a floor."""
+
+CAUTION = 0.5
+"""A floor is as small as it can be without being worse than the best by more than this many
+standard errors: a smaller floor leaves a steeper σ, which is the safer one for new frames."""
+
+FLOOR_STEPS = 24
+
+
+@dataclass(frozen=True)
+class FramePairs:
+    """One error, one raw σ and one force of each frame, as calibration needs them (eV/Å).
+
+    Attributes
+    ----------
+    errors_eV_A, sigmas_eV_A, forces_eV_A
+        Of the worst atom among ``n_atoms``, shape (n,).
+    n_atoms
+        Number of atoms that the worst one is the worst of; None without frames.
+    """
+
+    errors_eV_A: np.ndarray
+    sigmas_eV_A: np.ndarray
+    forces_eV_A: np.ndarray
+    n_atoms: int | None
+
+
+def frame_pairs(arrays: Mapping[str, Any], *, n_atoms: int | None = None) -> FramePairs:
+    """Return what an evaluation says of each frame, in cells brought to one size.
+
+    Parameters
+    ----------
+    arrays
+        ``Evaluation.arrays`` with uncertainty.
+    n_atoms
+        Size to bring frames to, see :func:`~otf_workflows.uncertainty.worst_of`; the median size
+        of the frames by default. Smaller frames stay as they are.
+    """
+    sizes = [len(sigma) for sigma in arrays["sigma_eV_A"]]
+    if n_atoms is None and sizes:
+        n_atoms = sorted(sizes)[(len(sizes) - 1) // 2]
+    errors, sigmas, forces = [], [], []
+    for sigma, dft, predicted in zip(
+        arrays["sigma_eV_A"], arrays["force_dft"], arrays["force_predicted"], strict=True
+    ):
+        found = np.asarray(predicted, dtype=float)
+        errors.append(worst_of(np.linalg.norm(found - np.asarray(dft), axis=1), n_atoms))
+        sigmas.append(worst_of(sigma, n_atoms))
+        forces.append(worst_of(np.linalg.norm(found, axis=1), n_atoms))
+    return FramePairs(np.array(errors), np.array(sigmas), np.array(forces), n_atoms)
+
+
+def calibrate(
+    errors_eV_A: ArrayLike,
+    sigmas_eV_A: ArrayLike,
+    *,
+    nominal: float = 0.9,
+    n_atoms: int | None = None,
+    resolution_eV_A: float = RESOLUTION_EV_A,
+) -> Calibration:
+    """Return factor and floor that make σ cover a share ``nominal`` of errors.
+
+    First the shape: the ratio r of floor and factor for which error / √(σ² + r²) scatters least,
+    in logarithms, where each frame is compared with the others only (leave-one-out). It is 0
+    unless a floor describes frames better that it has not seen. Then the scale, as in
+    :func:`conformal_factor`. Each score is computed with the shape that the other frames give
+    (the jackknife+ idea of Barber et al., *Ann. Stat.* 49, 486, 2021), so that choosing a shape
+    on the same labels does not eat up the coverage.
+
+    Parameters
+    ----------
+    errors_eV_A, sigmas_eV_A
+        Error and raw uncertainty of each frame (eV/Å), shape (n,).
+    nominal
+        Share of frames whose error is to lie below the calibrated σ.
+    n_atoms
+        Size of the cells that these are of; copied into the result.
+    resolution_eV_A
+        Errors below this count as covered.
+
+    Returns
+    -------
+    Calibration
+        With ``n`` = 0 and factor 1 if there are no frames.
+
+    Raises
+    ------
+    InputError
+        If the two do not match, or are not numbers of the right sign.
+    """
+    errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
+    ratio = floor_ratio(errors, sigmas, resolution_eV_A=resolution_eV_A)
+    if ratio == 0:
+        found = conformal_factor(errors, sigmas, nominal=nominal, resolution_eV_A=resolution_eV_A)
+        return found.model_copy(
+            update={
+                "n_atoms": n_atoms if found.n else None,
+                "multiples": _multiples(_scores(errors, sigmas, resolution_eV_A), found.factor),
+            }
+        )
+    shape = np.hypot(sigmas, ratio)
+    scales = _left_out(errors, sigmas, shape, resolution_eV_A)
+    scores = np.where(errors <= resolution_eV_A, 0.0, errors / scales)
+    factor = _quantile(scores, nominal)
+    return Calibration(
+        factor=factor,
+        floor_eV_A=factor * ratio,
+        nominal=nominal,
+        n=len(errors),
+        n_atoms=n_atoms,
+        multiples=_multiples(scores, factor),
+    )
+
+
+def floor_ratio(
+    errors_eV_A: np.ndarray, sigmas_eV_A: np.ndarray, *, resolution_eV_A: float = RESOLUTION_EV_A
+) -> float:
+    """Return floor / factor (eV/Å), 0 if the labels do not ask for a floor.
+
+    Among ratios up to the largest σ (a floor beyond all that σ has shown would leave nothing of
+    it) the smallest is taken whose leave-one-out error is within :data:`CAUTION` standard errors
+    of the best (the one-standard-error rule of Breiman et al., *Classification and Regression
+    Trees*, 1984).
+
+    Parameters
+    ----------
+    errors_eV_A, sigmas_eV_A
+        Error and raw uncertainty of each frame (eV/Å), shape (n,).
+    resolution_eV_A
+        Errors below this are noise, and their logarithms would be wild.
+    """
+    n = len(errors_eV_A)
+    top = float(sigmas_eV_A.max()) if n else 0.0
+    # Only if nearly all errors are above the resolution is there something to learn a shape from.
+    if n < MIN_FOR_FLOOR or top == 0 or np.mean(errors_eV_A > resolution_eV_A) < 0.5:
+        return 0.0
+    ratios = np.concatenate([[0.0], np.geomspace(0.05 * top, top, FLOOR_STEPS)])
+    sigmas = np.maximum(sigmas_eV_A, 1e-3 * top)
+    logs = np.log(np.maximum(errors_eV_A, resolution_eV_A)) - 0.5 * np.log(
+        sigmas**2 + ratios[:, None] ** 2
+    )
+    others = (logs.sum(axis=1, keepdims=True) - logs) / (n - 1)
+    losses = (logs - others) ** 2
+    best = int(losses.mean(axis=1).argmin())
+    worse = losses - losses[best]
+    allowed = CAUTION * worse.std(axis=1, ddof=1) / np.sqrt(n)
+    return float(ratios[int(np.argmax(worse.mean(axis=1) <= allowed))])
+
+
+def _left_out(
+    errors: np.ndarray, sigmas: np.ndarray, shape: np.ndarray, resolution_eV_A: float
+) -> np.ndarray:
+    """Return √(σ² + r²) of each frame with the r of the others, on the scale of ``shape``."""
+    found = np.empty(len(errors))
+    for i in range(len(errors)):
+        kept = np.arange(len(errors)) != i
+        ratio = floor_ratio(errors[kept], sigmas[kept], resolution_eV_A=resolution_eV_A)
+        other = np.hypot(sigmas, ratio)
+        # Without a floor a σ of zero has no logarithm; the median is as good a common scale.
+        found[i] = other[i] * np.median(shape[other > 0] / other[other > 0])
+    return np.maximum(found, 1e-12)
 
 
 def conformal_factor(
@@ -35,7 +206,7 @@ def conformal_factor(
     nominal: float = 0.9,
     resolution_eV_A: float = RESOLUTION_EV_A,
 ) -> Calibration:
-    """Return the factor that makes σ cover a share ``nominal`` of errors.
+    """Return the factor alone that makes σ cover a share ``nominal`` of errors.
 
     The factor is the ⌈(n + 1) nominal⌉-th smallest ratio of error and σ. For n too small for that
     (below 9 at 0.9) it is the largest ratio, whose expected coverage is only n / (n + 1). If
@@ -67,10 +238,7 @@ def conformal_factor(
     n = len(errors)
     if n == 0:
         return Calibration(nominal=nominal)
-    scores = _scores(errors, sigmas, resolution_eV_A)
-    # The tolerance keeps 0.9 × 10 = 9.000000000000002 from counting as 10.
-    rank = min(int(np.ceil((n + 1) * nominal - 1e-9)), n)
-    factor = float(np.sort(scores)[rank - 1])
+    factor = _quantile(_scores(errors, sigmas, resolution_eV_A), nominal)
     if factor == 0:
         factor = float(np.median(_ratios(errors, sigmas)))
     if not np.isfinite(factor) or factor <= 0:
@@ -85,15 +253,16 @@ def conformal_factor(
 def coverage(
     errors_eV_A: ArrayLike,
     sigmas_eV_A: ArrayLike,
-    factor: float,
+    calibration: Calibration,
     *,
     resolution_eV_A: float = RESOLUTION_EV_A,
 ) -> float | None:
-    """Return the share of frames whose error is below factor × σ; None without frames."""
+    """Return the share of frames whose error is below the calibrated σ; None without frames."""
     errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
     if not len(errors):
         return None
-    return float((_scores(errors, sigmas, resolution_eV_A) <= factor).mean())
+    covered = (errors <= resolution_eV_A) | (errors <= calibration.calibrated(sigmas))
+    return float(covered.mean())
 
 
 def check_drift(
@@ -106,8 +275,9 @@ def check_drift(
     """Check a calibration on a fresh batch, and tighten it if it promised too much.
 
     One-sided binomial test: if so few covered frames would be seen with a probability below
-    ``significance`` although the promise holds, the factor becomes that of the fresh batch (never
-    smaller than before). A factor that is too large is left: it costs labels, not trust.
+    ``significance`` although the promise holds, the calibrated σ is stretched, factor and floor
+    alike, until it covers the fresh batch as promised. One that is too large is left: it costs
+    labels, not trust.
 
     Parameters
     ----------
@@ -124,7 +294,7 @@ def check_drift(
         The calibration to use with ``measured`` filled in, and a sentence for a person.
     """
     errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
-    measured = coverage(errors, sigmas, calibration.factor)
+    measured = coverage(errors, sigmas, calibration)
     if measured is None:
         return calibration, "No fresh labels: the uncertainty was not checked."
     n = len(errors)
@@ -136,33 +306,74 @@ def check_drift(
     test = stats.binomtest(round(measured * n), n, calibration.nominal, alternative="less")
     if test.pvalue >= significance:
         return checked, f"{seen}: the calibration stands."
-    fresh = conformal_factor(errors, sigmas, nominal=calibration.nominal)
-    factor = max(calibration.factor, fresh.factor)
+    honest = np.asarray(calibration.calibrated(sigmas))
+    stretch = conformal_factor(errors, honest, nominal=calibration.nominal).factor
     return (
-        checked.model_copy(update={"factor": factor}),
-        f"{seen}: over-confident, the factor grows from {calibration.factor:.2f} to {factor:.2f}.",
+        stretched(checked, stretch),
+        f"{seen}: over-confident, every uncertainty is read {max(stretch, 1.0):.2f} times larger.",
+    )
+
+
+def stretched(calibration: Calibration, times: float) -> Calibration:
+    """Return a calibration whose σ is ``times`` larger, factor and floor alike; never smaller."""
+    times = max(times, 1.0)
+    return calibration.model_copy(
+        update={
+            "factor": calibration.factor * times,
+            "floor_eV_A": calibration.floor_eV_A * times,
+        }
+    )
+
+
+def inherit_drift(challenger: Calibration, before: Calibration, after: Calibration) -> Calibration:
+    """Return a new model's calibration, widened by as much as its forerunner's had to be.
+
+    Both were calibrated in the same way, on labels of trusted and validation frames. If that way
+    promised too much on the frames that MD met next, it does so again.
+
+    Parameters
+    ----------
+    challenger
+        Of the new model.
+    before, after
+        Of the model it replaces: as promised, and as :func:`check_drift` left it.
+    """
+    if not before.n or not before.factor > 0:
+        return challenger
+    return stretched(challenger, after.factor / before.factor)
+
+
+def floor_warning(calibration: Calibration, tolerance_eV_A: float) -> str | None:
+    """Return what to do about a floor that no frame can get below, or None if there is none."""
+    if calibration.floor_eV_A < tolerance_eV_A:
+        return None
+    return (
+        f"However small the uncertainty is, errors of {calibration.floor_eV_A:.3f} eV/Å are to be "
+        f"expected, more than the tolerance of {tolerance_eV_A:g} eV/Å: every check will be above "
+        "it. More labels may lower this floor; if they do not, a larger tolerance_eV_A or another "
+        "potential will."
     )
 
 
 def reliability(
-    errors_eV_A: ArrayLike, sigmas_eV_A: ArrayLike, factor: float, *, nominal: float = 0.9
+    errors_eV_A: ArrayLike, sigmas_eV_A: ArrayLike, calibration: Calibration
 ) -> dict[str, float]:
     """Return expected (%) → measured share of errors below multiples of the calibrated σ.
 
-    If errors scattered normally around zero, and factor × σ held a share ``nominal`` of them,
-    other multiples would hold the shares in :data:`LEVELS`. Far from the diagonal the *shape* of
-    the errors differs, although the one calibrated share may be right.
+    The multiples are those that held these shares of the calibration labels. A calibration of
+    before they were kept has none: then they are what errors that scatter normally would need.
     """
     errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
     if not len(errors):
         return {}
-    unit = stats.halfnorm.ppf(nominal)
-    return {
-        f"{100 * level:.0f}": float(
-            (errors <= factor * sigmas * stats.halfnorm.ppf(level) / unit).mean()
-        )
-        for level in LEVELS
-    }
+    unit = stats.halfnorm.ppf(calibration.nominal)
+    honest = np.asarray(calibration.calibrated(sigmas))
+    shares = {}
+    for level in LEVELS:
+        name = f"{100 * level:.0f}"
+        multiple = calibration.multiples.get(name, stats.halfnorm.ppf(level) / unit)
+        shares[name] = float((errors <= multiple * honest).mean())
+    return shares
 
 
 def spearman(errors: ArrayLike, scores: ArrayLike) -> float | None:
@@ -195,8 +406,7 @@ def report(
     sigmas_eV_A: ArrayLike,
     worst_forces_eV_A: ArrayLike,
     *,
-    factor: float,
-    nominal: float = 0.9,
+    calibration: Calibration,
 ) -> dict[str, float]:
     r"""Return all that is known of an uncertainty on a batch, beside the plain \|F\| baseline.
 
@@ -207,21 +417,19 @@ def report(
     ----------
     errors_eV_A, sigmas_eV_A, worst_forces_eV_A
         Largest \|ΔF\|, raw σ and predicted \|F\| of an atom, for each frame (eV/Å), (n,).
-    factor
-        Calibration factor.
-    nominal
-        Share it was made for.
+    calibration
+        As it was promised when the frames were chosen.
     """
     values = {
         "n": float(len(np.atleast_1d(errors_eV_A))),
-        "nominal": nominal,
-        "coverage": coverage(errors_eV_A, sigmas_eV_A, factor),
+        "nominal": calibration.nominal,
+        "coverage": coverage(errors_eV_A, sigmas_eV_A, calibration),
         "spearman": spearman(errors_eV_A, sigmas_eV_A),
         "spearman_baseline_force": spearman(errors_eV_A, worst_forces_eV_A),
         "auroc_worst": auroc_worst(errors_eV_A, sigmas_eV_A),
         "auroc_worst_baseline_force": auroc_worst(errors_eV_A, worst_forces_eV_A),
     }
-    shares = reliability(errors_eV_A, sigmas_eV_A, factor, nominal=nominal)
+    shares = reliability(errors_eV_A, sigmas_eV_A, calibration)
     values |= {f"reliability_{level}": share for level, share in shares.items()}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -246,3 +454,18 @@ def _ratios(errors: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
 def _scores(errors: np.ndarray, sigmas: np.ndarray, resolution_eV_A: float) -> np.ndarray:
     """Return the smallest factor that covers each frame."""
     return np.where(errors <= resolution_eV_A, 0.0, _ratios(errors, sigmas))
+
+
+def _quantile(scores: np.ndarray, share: float) -> float:
+    """Return the ⌈(n + 1) share⌉-th smallest score, or the largest."""
+    n = len(scores)
+    # The tolerance keeps 0.9 × 10 = 9.000000000000002 from counting as 10.
+    rank = min(int(np.ceil((n + 1) * share - 1e-9)), n)
+    return float(np.sort(scores)[rank - 1])
+
+
+def _multiples(scores: np.ndarray, factor: float) -> dict[str, float]:
+    """Return level (%) → multiple of the calibrated σ that covers this share."""
+    if not len(scores):
+        return {}
+    return {f"{100 * level:.0f}": _quantile(scores, level) / factor for level in LEVELS}

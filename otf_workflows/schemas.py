@@ -302,6 +302,13 @@ class Calibration(Document):
     nominal: float = Field(0.9, description="Share of frames meant to lie below σ.")
     n: int = Field(0, description="Labels used, none of them trained on; 0 means uncalibrated.")
     measured: float | None = Field(None, description="Coverage seen on the next fresh batch.")
+    n_atoms: int | None = Field(
+        None, description="Size of the cells it was measured in; none for the worst atom of any."
+    )
+    multiples: dict[str, float] = Field(
+        default_factory=dict,
+        description="Share (%) → multiple of the calibrated σ that covered it in these labels.",
+    )
 
     def calibrated(self, sigma_eV_A: ArrayLike) -> Any:
         """Return the honest uncertainty (eV/Å) of a raw one, a number or an array."""
@@ -311,10 +318,34 @@ class Calibration(Document):
         return honest if honest.ndim else float(honest)
 
     def of_frame(self, sigmas_eV_A: ArrayLike) -> float:
-        """Return the honest uncertainty of a frame (eV/Å) from the raw one of each atom, (n,)."""
-        import numpy as np
+        """Return the honest uncertainty of a frame (eV/Å) from the raw one of each atom, (n,).
 
-        return self.calibrated(np.max(np.asarray(sigmas_eV_A, dtype=float)))
+        It means the same in cells of all sizes: that of the worst of :attr:`n_atoms` atoms, see
+        :func:`~otf_workflows.uncertainty.worst_of`. So that one lost atom is not outvoted by many
+        good ones, half of the worst atom of all counts as well.
+        """
+        from otf_workflows.uncertainty import LONE_ATOM_RATIO, worst_of
+
+        lone = worst_of(sigmas_eV_A, None) / LONE_ATOM_RATIO
+        return self.calibrated(max(worst_of(sigmas_eV_A, self.n_atoms), lone))
+
+
+class Forgetting(Document):
+    """How far a model went from the pretrained potential in other crystals of its elements."""
+
+    n_frames: int = Field(description="Crystals compared, none of them trained on.")
+    elements: list[str] = Field(description="Their elements.")
+    force_rmse_eV_A: float = Field(description="RMS difference of force components (eV/Å).")
+    force_rms_eV_A: float = Field(description="RMS force of the pretrained potential (eV/Å).")
+
+    @property
+    def sentence(self) -> str:
+        """The number in words."""
+        return (
+            f"Elsewhere ({self.n_frames} other crystals of {', '.join(self.elements)}) its forces "
+            f"differ from those of the pretrained potential by {self.force_rmse_eV_A:.3f} eV/Å, "
+            f"{self.force_rmse_eV_A / max(self.force_rms_eV_A, 1e-12):.0%} of their size."
+        )
 
 
 class TrainingResult(Document):
@@ -337,6 +368,7 @@ class TrainingResult(Document):
     fresh_coverage: dict[str, float] = Field(
         default_factory=dict, description="Coverage, Spearman, AUROC of σ on the fresh labels."
     )
+    forgetting: Forgetting | None = Field(None, description="None if trained from scratch.")
     seconds: float = Field(description="Wall time (s).")
     versions: dict[str, str] = Field(default_factory=dict, description="Code versions.")
 
@@ -369,6 +401,7 @@ class ModelDocument(Document):
     history: list[dict[str, float]] = Field(default_factory=list)
     training: dict[str, Any] = Field(default_factory=dict, description="Hyper-parameters.")
     fresh_coverage: dict[str, float] = Field(default_factory=dict)
+    forgetting: Forgetting | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     created: datetime = Field(default_factory=now)
 

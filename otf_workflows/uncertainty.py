@@ -21,8 +21,16 @@ from otf_workflows.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import ArrayLike
+
 MAX_STRUCTURES = 100
 """More structures no longer change the heads, but each costs some 24 MD steps."""
+
+
+LONE_ATOM_RATIO = 2.0
+"""An atom that is this much worse than the worst of a calibrated cell speaks for the whole frame.
+The worst of 10,000 Gaussian force errors is 1.8 times the worst of 8, so that ordinary atoms do
+not get there by chance."""
 
 
 @dataclass(frozen=True)
@@ -165,3 +173,39 @@ def sigma_of_heads(forces_eV_A: np.ndarray) -> np.ndarray:
 def disagreement(forces_eV_A: np.ndarray, other_forces_eV_A: np.ndarray) -> np.ndarray:
     """Return |F − F'| of each atom (eV/Å), shape (n,): the uncertainty before any label."""
     return np.linalg.norm(forces_eV_A - other_forces_eV_A, axis=-1)
+
+
+def worst_of(values: ArrayLike, n_atoms: int | None) -> float:
+    """Return the expected largest of ``n_atoms`` values drawn from those of a frame.
+
+    The worst of many atoms is worse than the worst of few, in the same material at the same
+    temperature. This number has the same meaning in cells of all sizes: it is the mean of the
+    maximum over all subsets of ``n_atoms`` atoms, in closed form from the sorted values. In a
+    cell of ``n_atoms`` it is the maximum. Coverage that was measured on cells of ``n_atoms``
+    carries over, for atoms that are exchangeable within a frame, by the argument of repeated
+    subsampling (Dunn, Wasserman and Ramdas, arXiv:1809.07441; Lee, Barber and Willett,
+    arXiv:2306.06342).
+
+    Parameters
+    ----------
+    values
+        One number for each atom, shape (n,).
+    n_atoms
+        Size of the subsets; None, or more than there are atoms, for the plain maximum.
+
+    Raises
+    ------
+    InputError
+        If there are no values, or subsets of no atom are asked for.
+    """
+    found = np.sort(np.asarray(values, dtype=float))[::-1]
+    if not len(found) or (n_atoms is not None and n_atoms < 1):
+        raise InputError(f"There is no worst of {n_atoms} among {len(found)} atoms.")
+    if n_atoms is None or n_atoms >= len(found) or not np.isfinite(found).all():
+        # NaN sorts anywhere: the maximum passes it on, and the caller stops.
+        return float(np.max(found))
+    # The i-th largest is the largest of a subset with probability C(n-1-i, k-1) / C(n, k).
+    left = np.arange(len(found), n_atoms, -1.0)
+    missed = np.concatenate([[1.0], np.cumprod((left - n_atoms) / left)])
+    weights = -np.diff(missed, append=0.0)
+    return float(weights @ found[: len(weights)])

@@ -23,8 +23,8 @@ def test_coverage_of_new_frames_is_what_was_promised():
     shares = []
     for _ in range(2000):
         errors, sigmas = sample(20, rng=rng)
-        factor = cal.conformal_factor(errors, sigmas, nominal=0.9).factor
-        shares.append(cal.coverage(*sample(50, rng=rng), factor))
+        calibration = cal.conformal_factor(errors, sigmas, nominal=0.9)
+        shares.append(cal.coverage(*sample(50, rng=rng), calibration))
     assert np.mean(shares) == pytest.approx(19 / 21, abs=0.006)  # rank 19 of 20, exactly known
 
 
@@ -38,14 +38,15 @@ def test_the_quantile_is_corrected_for_the_sample_size():
 
 def test_without_labels_it_says_uncalibrated():
     assert cal.conformal_factor([], []) == Calibration(factor=1.0, nominal=0.9, n=0)
-    assert cal.coverage([], [], 1.0) is None
+    assert cal.coverage([], [], Calibration()) is None
+    assert cal.calibrate([], []) == Calibration()
     assert cal.check_drift(Calibration(), [], [])[1].startswith("No fresh labels")
 
 
 def test_a_symmetric_crystal_does_not_blow_up_the_factor():
     errors, sigmas = np.array([0.1, 0.2, 0.002]), np.array([0.1, 0.1, 1e-8])
     assert cal.conformal_factor(errors, sigmas).factor == pytest.approx(2.0)
-    assert cal.coverage(errors, sigmas, 2.0) == 1.0
+    assert cal.coverage(errors, sigmas, Calibration(factor=2.0)) == 1.0
 
 
 def test_errors_below_the_resolution_leave_sigma_on_their_scale():
@@ -69,7 +70,7 @@ def test_over_confidence_on_a_fresh_batch_tightens_the_factor():
     checked, sentence = cal.check_drift(calibration, *fresh)
     assert checked.measured < 0.7
     assert checked.factor > calibration.factor
-    assert cal.coverage(*fresh, checked.factor) >= 0.9
+    assert cal.coverage(*fresh, checked) >= 0.9
     assert "over-confident" in sentence
 
 
@@ -87,9 +88,21 @@ def test_normal_errors_are_reliable_at_all_levels():
     rng = np.random.default_rng(3)
     sigmas = rng.uniform(0.05, 0.5, 20_000)
     errors = np.abs(rng.normal(size=20_000)) * sigmas
-    factor = cal.conformal_factor(errors, sigmas, resolution_eV_A=0.0).factor
-    for level, share in cal.reliability(errors, sigmas, factor).items():
+    calibration = cal.conformal_factor(errors, sigmas, resolution_eV_A=0.0)
+    for level, share in cal.reliability(errors, sigmas, calibration).items():
         assert share == pytest.approx(float(level) / 100, abs=0.01)
+
+
+def test_reliability_is_read_at_the_shares_that_calibration_measured():
+    """Worst-atom errors are nothing like a half-normal: nobody has a small one."""
+    rng = np.random.default_rng(6)
+    sigmas = rng.uniform(0.05, 0.5, (2, 4000))
+    errors = sigmas * rng.uniform(0.8, 1.2, (2, 4000))
+    calibration = cal.calibrate(errors[0, :400], sigmas[0, :400])
+    for level, share in cal.reliability(errors[1], sigmas[1], calibration).items():
+        assert share == pytest.approx(float(level) / 100, abs=0.06)
+    bare = calibration.model_copy(update={"multiples": {}})
+    assert cal.reliability(errors[1], sigmas[1], bare)["50"] < 0.1
 
 
 def test_ranking_scores_are_one_for_perfect_and_half_for_random():
@@ -104,11 +117,11 @@ def test_ranking_scores_are_one_for_perfect_and_half_for_random():
 
 def test_the_report_has_the_force_baseline_and_leaves_out_what_is_undefined():
     errors, sigmas, forces = [0.1, 0.2, 0.3, 0.5], [0.1, 0.2, 0.3, 0.4], [2.0, 1.0, 3.0, 0.5]
-    full = cal.report(errors, sigmas, forces, factor=1.1)
+    full = cal.report(errors, sigmas, forces, calibration=Calibration(factor=1.1))
     assert full["spearman"] > full["spearman_baseline_force"]
     assert full["auroc_worst"] > full["auroc_worst_baseline_force"]
     assert full["coverage"] == 0.75
-    short = cal.report(errors[:2], sigmas[:2], forces[:2], factor=1.1)
+    short = cal.report(errors[:2], sigmas[:2], forces[:2], calibration=Calibration(factor=1.1))
     assert "spearman" not in short
     assert "auroc_worst" not in short
     assert not any("." in name or "$" in name for name in full)
@@ -122,4 +135,161 @@ def test_the_calibration_set_itself_is_always_covered_to_the_nominal_share(pairs
     errors, sigmas = np.array(pairs).T
     result = cal.conformal_factor(errors, sigmas, nominal=nominal)
     wanted = min(nominal, len(errors) / (len(errors) + 1))
-    assert cal.coverage(errors, sigmas, result.factor * (1 + 1e-12)) >= wanted - 1e-9
+    assert cal.coverage(errors, sigmas, cal.stretched(result, 1 + 1e-12)) >= wanted - 1e-9
+
+
+# -- floor ---------------------------------------------------------------------------------------
+
+
+def floored(n, *, rng, floor_eV_A, slope=5.0):
+    """Worst-atom errors that do not vanish with σ, as networks of finite size have them."""
+    sigmas = 0.004 * np.exp(0.7 * rng.normal(size=n))
+    return np.hypot(slope * sigmas, floor_eV_A) * np.exp(0.35 * rng.normal(size=n)), sigmas
+
+
+@pytest.mark.parametrize("floor_eV_A", [0.0, 0.02, 0.06])
+@pytest.mark.parametrize("n", [4, 10, 20])
+def test_coverage_holds_with_a_floor_chosen_on_the_same_labels(n, floor_eV_A):
+    rng = np.random.default_rng(7)
+    shares = []
+    for _ in range(150):
+        calibration = cal.calibrate(*floored(n, rng=rng, floor_eV_A=floor_eV_A))
+        shares.append(cal.coverage(*floored(100, rng=rng, floor_eV_A=floor_eV_A), calibration))
+    # n / (n + 1) at the most where n is too small for the nominal share: 4 / 5, and 10 / 11.
+    expected = min(n, int(np.ceil((n + 1) * 0.9))) / (n + 1)
+    assert np.mean(shares) > expected - 0.03
+    assert np.mean(shares) < expected + (0.03 if n > 4 else 0.12)
+
+
+def test_a_floor_is_found_where_there_is_one_and_makes_sigma_tighter():
+    rng = np.random.default_rng(8)
+    with_floor, without, found = [], [], []
+    for _ in range(100):
+        pairs = floored(20, rng=rng, floor_eV_A=0.06)
+        calibration, alone = cal.calibrate(*pairs), cal.conformal_factor(*pairs)
+        _, sigmas = floored(100, rng=rng, floor_eV_A=0.06)
+        found.append(calibration.floor_eV_A)
+        with_floor.append(np.log(calibration.calibrated(sigmas)).mean())
+        without.append(np.log(alone.calibrated(sigmas)).mean())
+    assert np.median(found) == pytest.approx(0.06 * np.exp(1.28 * 0.35), rel=0.3)
+    assert np.exp(np.mean(with_floor)) < 0.8 * np.exp(np.mean(without))
+
+
+def test_no_floor_is_put_where_errors_follow_sigma():
+    rng = np.random.default_rng(9)
+    sigmas = np.geomspace(0.003, 0.1, 20)
+    calibration = cal.calibrate(5 * sigmas * np.exp(0.1 * rng.normal(size=20)), sigmas)
+    assert calibration.floor_eV_A < 0.02
+    assert calibration.factor == pytest.approx(5.7, rel=0.15)
+
+
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 10), st.floats(1e-3, 10)), min_size=1, max_size=12),
+    st.floats(2.0, 100.0),
+)
+def test_sigma_beyond_the_calibrated_ones_still_grows(pairs, times):
+    """However odd the labels are: a frame that is far outside must not look like the others."""
+    errors, sigmas = np.array(pairs).T
+    calibration = cal.calibrate(errors, sigmas)
+    far = calibration.calibrated(times * sigmas.max())
+    assert far >= times / 2 * calibration.calibrated(sigmas.max()) * (1 - 1e-9)
+
+
+def test_three_labels_have_no_floor():
+    assert cal.calibrate([0.1, 0.11, 0.1], [0.001, 0.01, 0.1]).floor_eV_A == 0.0
+
+
+def test_a_floor_above_the_tolerance_is_said_with_what_to_do():
+    assert cal.floor_warning(Calibration(n=9, floor_eV_A=0.05), 0.1) is None
+    said = cal.floor_warning(Calibration(n=9, floor_eV_A=0.12), 0.1)
+    assert "0.120" in said
+    assert "tolerance_eV_A" in said
+
+
+def test_drift_stretches_factor_and_floor_and_the_next_model_inherits_it():
+    before = Calibration(factor=2.0, floor_eV_A=0.03, n=20)
+    errors, sigmas = np.full(10, 0.4), np.full(10, 0.05)
+    after, sentence = cal.check_drift(before, errors, sigmas)
+    assert cal.coverage(errors, sigmas, cal.stretched(after, 1 + 1e-12)) == 1.0
+    assert after.floor_eV_A / after.factor == pytest.approx(0.015)
+    assert "times larger" in sentence
+    challenger = Calibration(factor=4.0, floor_eV_A=0.02, n=25)
+    heir = cal.inherit_drift(challenger, before, after)
+    assert heir.factor / 4.0 == pytest.approx(after.factor / 2.0)
+    assert cal.inherit_drift(challenger, before, before) == challenger
+    assert cal.inherit_drift(challenger, Calibration(), after) == challenger
+
+
+# -- size of the cell ----------------------------------------------------------------------------
+
+
+def gaussian_frames(n_frames, n_atoms, *, rng):
+    """Per-atom errors and raw σ of frames that differ in temperature."""
+    heat = np.exp(0.3 * rng.normal(size=(n_frames, 1)))
+    sigmas = 0.02 * heat * np.exp(0.4 * rng.normal(size=(n_frames, n_atoms)))
+    errors = 3 * sigmas * np.linalg.norm(rng.normal(size=(n_frames, n_atoms, 3)), axis=2)
+    return errors, sigmas
+
+
+def test_the_share_above_tolerance_does_not_depend_on_the_size_of_the_cell():
+    rng = np.random.default_rng(10)
+    errors, sigmas = gaussian_frames(200, 8, rng=rng)
+    calibration = cal.calibrate(errors.max(axis=1), sigmas.max(axis=1), n_atoms=8)
+    tolerance_eV_A = float(np.median([calibration.of_frame(row) for row in sigmas]))
+    above, plain = {}, {}
+    for n_atoms in (8, 64, 512):
+        _, rows = gaussian_frames(1000, n_atoms, rng=rng)
+        above[n_atoms] = np.mean([calibration.of_frame(row) > tolerance_eV_A for row in rows])
+        plain[n_atoms] = np.mean(calibration.calibrated(rows.max(axis=1)) > tolerance_eV_A)
+    assert plain[512] > 0.95  # what a plain worst atom says of a larger cell
+    assert 0.4 < above[8] < 0.7
+    assert above[64] == pytest.approx(above[8], abs=0.08)
+    assert above[512] == pytest.approx(above[8], abs=0.08)
+
+
+def test_coverage_carries_over_to_cells_of_another_size():
+    rng = np.random.default_rng(11)
+    errors, sigmas = gaussian_frames(200, 8, rng=rng)
+    calibration = cal.calibrate(errors.max(axis=1), sigmas.max(axis=1), n_atoms=8)
+    errors, sigmas = gaussian_frames(500, 64, rng=rng)
+    covered = [
+        error[part].max() <= calibration.of_frame(row)
+        for error, row in zip(errors, sigmas, strict=True)
+        for part in [rng.choice(64, size=8, replace=False)]
+    ]
+    assert np.mean(covered) == pytest.approx(0.9, abs=0.04)
+
+
+def test_one_lost_atom_in_a_large_cell_is_not_outvoted():
+    calibration = Calibration(factor=1.0, n=20, n_atoms=8)
+    calm = np.full(512, 0.02)
+    assert calibration.of_frame(calm) == pytest.approx(0.02)
+    lost = calm.copy()
+    lost[100] = 1.0
+    assert calibration.of_frame(lost) == pytest.approx(0.5)
+
+
+def test_frames_of_several_sizes_are_brought_to_the_median_one():
+    rng = np.random.default_rng(12)
+    sizes = [8, 8, 16]
+    arrays = {
+        "sigma_eV_A": [rng.uniform(0.1, 0.2, n).tolist() for n in sizes],
+        "force_dft": [np.zeros((n, 3)).tolist() for n in sizes],
+        "force_predicted": [rng.normal(size=(n, 3)).tolist() for n in sizes],
+    }
+    pairs = cal.frame_pairs(arrays)
+    assert pairs.n_atoms == 8
+    assert pairs.sigmas_eV_A[0] == max(arrays["sigma_eV_A"][0])
+    assert pairs.sigmas_eV_A[2] < max(arrays["sigma_eV_A"][2])
+    np.testing.assert_array_equal(pairs.errors_eV_A, pairs.forces_eV_A)
+
+
+# -- older documents -----------------------------------------------------------------------------
+
+
+def test_a_calibration_of_an_older_campaign_reads_and_means_what_it_meant():
+    old = Calibration.model_validate({"factor": 2.5, "nominal": 0.9, "n": 12, "measured": 0.8})
+    assert (old.floor_eV_A, old.n_atoms) == (0.0, None)
+    assert old.calibrated(0.1) == 0.25
+    assert old.of_frame([0.02, 0.1]) == 0.25
+    np.testing.assert_array_equal(old.calibrated([0.1, 0.2]), [0.25, 0.5])

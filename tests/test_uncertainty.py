@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from otf_workflows.uncertainty import (
     latent_statistics,
     sigma_of_heads,
     subsample,
+    worst_of,
 )
 
 
@@ -130,3 +133,19 @@ def test_a_subsample_holds_each_structure_once_and_not_too_many(n, seed):
     assert (np.diff(chosen) > 0).all()
     assert set(chosen) <= set(range(n))
     assert (chosen == subsample(n, seed=seed)).all()
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.integers(min_value=1, max_value=8))
+def test_worst_of_some_atoms_is_the_mean_over_all_subsets(values, n_atoms):
+    subsets = list(combinations(values, min(n_atoms, len(values))))
+    expected = np.mean([max(subset) for subset in subsets])
+    assert worst_of(values, n_atoms) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_worst_of_thousands_of_atoms_is_finite_and_of_none_is_refused():
+    values = np.linspace(0, 1, 20_001)
+    assert worst_of(values, 8) == pytest.approx(8 / 9, abs=1e-3)
+    assert np.isnan(worst_of([0.1, float("nan"), 0.2], 2))
+    for wrong in ([], 8), ([0.1], 0):
+        with pytest.raises(InputError):
+            worst_of(*wrong)

@@ -42,6 +42,7 @@ def assess(
     weights_uuid
         jobflow output that holds the challenger's weights.
     """
+    from otf_workflows.calibration import floor_warning
     from otf_workflows.convergence import judge_challenger
     from otf_workflows.store import current_store
 
@@ -72,9 +73,10 @@ def assess(
 
     promoted, reasons = judge_challenger(training.errors, arrays=training.evaluation)
     chosen = training.model_id if promoted else incumbent_id
+    in_use, honesty = _in_use(training, before=calibration, promoted=promoted)
     _keep_model(
         store,
-        training,
+        training.model_copy(update={"calibration": in_use}) if promoted else training,
         campaign=campaign,
         cycle=cycle,
         promoted=promoted,
@@ -88,16 +90,43 @@ def assess(
         fresh_coverage=training.fresh_coverage,
         challenger_id=training.model_id,
     )
-    checked, honesty = _recheck(calibration, training)
     decision, outlook = _decide(store, campaign, cycle, promoted=promoted)
     verdict = Verdict(
         promoted=promoted,
         incumbent_id=chosen,
         decision=decision,
-        sentences=[*reasons, honesty, *outlook],
+        sentences=[
+            *reasons,
+            *honesty,
+            *filter(None, [floor_warning(in_use, campaign.tolerance_eV_A)]),
+            *outlook,
+        ],
     )
-    _close(store, campaign, cycle, verdict, training.calibration if promoted else checked)
+    _close(store, campaign, cycle, verdict, in_use)
     return verdict
+
+
+def _in_use(
+    training: TrainingResult, *, before: Calibration, promoted: bool
+) -> tuple[Calibration, list[str]]:
+    """Return how the next cycle reads the uncertainty of its model, and why.
+
+    Drift of the incumbent's uncertainty widens that of the challenger that replaces it.
+    """
+    from otf_workflows.calibration import inherit_drift
+
+    checked, sentence = _recheck(before, training)
+    if not promoted:
+        return checked, [sentence]
+    widened = inherit_drift(training.calibration, before, checked)
+    if widened == training.calibration:
+        return widened, [sentence]
+    times = widened.factor / training.calibration.factor
+    said = (
+        "The new model's uncertainty was calibrated in the same way: it is read "
+        f"{times:.2f} times larger as well."
+    )
+    return widened, [sentence, said]
 
 
 def _recheck(calibration: Calibration, training: TrainingResult) -> tuple[Calibration, str]:
@@ -105,15 +134,15 @@ def _recheck(calibration: Calibration, training: TrainingResult) -> tuple[Calibr
 
     An uncalibrated one (cold start) is calibrated here, if it stays.
     """
-    from otf_workflows.calibration import check_drift, conformal_factor
+    from otf_workflows.calibration import calibrate, check_drift, frame_pairs
 
     fresh = training.evaluation.get("incumbent/fresh")
     if not fresh:
         return calibration, "No fresh labels: the uncertainty was not checked."
-    pairs = fresh["worst_error_eV_A"], fresh["worst_sigma_eV_A"]
+    pairs = frame_pairs(fresh, n_atoms=calibration.n_atoms)
     if calibration.n:
-        return check_drift(calibration, *pairs)
-    first = conformal_factor(*pairs)
+        return check_drift(calibration, pairs.errors_eV_A, pairs.sigmas_eV_A)
+    first = calibrate(pairs.errors_eV_A, pairs.sigmas_eV_A, n_atoms=pairs.n_atoms)
     return first, f"The incumbent's uncertainty was not calibrated; {first.n} labels now say how."
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from otf_workflows.campaign import Campaign
     from otf_workflows.potentials.base import Potential
     from otf_workflows.schemas import Batch, LabelledFrame
+    from otf_workflows.training.evaluate import Evaluation
 
 
 @otf_job(Stage.FINETUNE, expose_store=True)
@@ -52,7 +53,6 @@ def finetune(
     TrainingResult or None
         None if the quorum of labels is not met: nothing is trained on too little.
     """
-    from otf_workflows.calibration import conformal_factor
     from otf_workflows.training import evaluate
     from otf_workflows.training import finetune as train
 
@@ -90,7 +90,6 @@ def finetune(
     }
     if unseen is not None:
         judged["incumbent/fresh"] = unseen
-    mine = judged["challenger/held_out"].arrays if held_out else None
     blob = challenger.dump()
     digest = hashlib.sha256(blob).hexdigest()
     return TrainingResult(
@@ -101,11 +100,7 @@ def finetune(
         dataset_hash=batch.dataset_hash,
         history=tuned.history,
         alignment=_alignment(tuned.alignment, campaign, learned),
-        calibration=(
-            conformal_factor(mine["worst_error_eV_A"], mine["worst_sigma_eV_A"])
-            if mine
-            else Calibration()
-        ),
+        calibration=_calibration(judged.get("challenger/held_out")),
         errors={name: evaluation.errors for name, evaluation in judged.items()},
         evaluation={name: evaluation.arrays for name, evaluation in judged.items()},
         fresh_coverage=_coverage(unseen, calibration),
@@ -139,17 +134,21 @@ def _models(
     return {"pretrained": pretrained, "incumbent": incumbent, "challenger": challenger}
 
 
-def _coverage(unseen: Any, calibration: Calibration) -> dict[str, float]:
+def _calibration(held_out: Evaluation | None) -> Calibration:
+    """Return how to read the challenger's uncertainty, from labels it was not trained on."""
+    from otf_workflows.calibration import calibrate, frame_pairs
+
+    if held_out is None:
+        return Calibration()
+    pairs = frame_pairs(held_out.arrays)
+    return calibrate(pairs.errors_eV_A, pairs.sigmas_eV_A, n_atoms=pairs.n_atoms)
+
+
+def _coverage(unseen: Evaluation | None, calibration: Calibration) -> dict[str, float]:
     """Return how honest the incumbent's uncertainty was on labels it had not seen."""
-    from otf_workflows.calibration import report
+    from otf_workflows.calibration import frame_pairs, report
 
     if unseen is None:
         return {}
-    arrays = unseen.arrays
-    return report(
-        arrays["worst_error_eV_A"],
-        arrays["worst_sigma_eV_A"],
-        [np.linalg.norm(np.array(forces), axis=1).max() for forces in arrays["force_predicted"]],
-        factor=calibration.factor,
-        nominal=calibration.nominal,
-    )
+    pairs = frame_pairs(unseen.arrays, n_atoms=calibration.n_atoms)
+    return report(pairs.errors_eV_A, pairs.sigmas_eV_A, pairs.forces_eV_A, calibration=calibration)
