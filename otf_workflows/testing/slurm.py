@@ -34,8 +34,10 @@ PARTITIONS = {"dft": "cpu1", "gpu": "gpu1"}
 """Partition → its only node."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 INSTALL = "apt-get install --no-install-recommends slurm-wlm munge"
-PATIENCE_S = 30.0
-"""How long daemons may take to come up or to end, and nodes to become idle (s)."""
+PATIENCE_S = 180.0
+"""How long daemons may take to come up, and nodes to become idle (s); a busy machine is slow."""
+HANGS_S = 10.0
+"""A daemon that has not ended for so long is killed (s)."""
 LONGEST_FOLDER = 80
 """The path of munge's socket, a little longer than its folder, must stay below 108 bytes."""
 
@@ -213,7 +215,7 @@ class LocalSlurm:
     def start_controller(self) -> None:
         """Start ``slurmctld`` and wait until it answers."""
         self._daemon("slurmctld")
-        self._wait(lambda: self._answers("scontrol", "ping"), "slurmctld does not answer")
+        self._wait(lambda: self.run("sinfo", "-h"), "slurmctld does not answer")
 
     def restart_controller(self) -> None:
         """Stop and start ``slurmctld``, and wait until it has heard of its nodes again."""
@@ -242,7 +244,12 @@ class LocalSlurm:
             Program and arguments.
         """
         return subprocess.run(
-            command, env=self._environ(), capture_output=True, text=True, check=True, timeout=30
+            command,
+            env=self._environ(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE_S,
         ).stdout
 
     # Daemons
@@ -292,7 +299,7 @@ class LocalSlurm:
         if process is None:
             return
         process.terminate()
-        deadline = time.monotonic() + PATIENCE_S / 3
+        deadline = time.monotonic() + HANGS_S
         # Not process.wait(): somebody else's child stays a zombie until that one looks.
         while self._process(name) is not None:
             if time.monotonic() > deadline:
@@ -325,16 +332,13 @@ class LocalSlurm:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
 
-    def _answers(self, *command: str) -> bool:
-        try:
-            self.run(*command)
-        except subprocess.SubprocessError:
-            return False
-        return True
-
-    def _wait(self, reached: Callable[[], bool], complaint: str) -> None:
+    def _wait(self, reached: Callable[[], object], complaint: str) -> None:
+        """Wait for a condition; a controller that does not answer yet has not reached it."""
         deadline = time.monotonic() + PATIENCE_S
-        while not reached():
+        while True:
+            with suppress(subprocess.SubprocessError):
+                if reached():
+                    return
             if time.monotonic() > deadline:
                 raise ConfigurationError(
                     f"The local Slurm is in trouble: {complaint}.", where=str(self.folder / "log")
