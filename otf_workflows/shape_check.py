@@ -68,8 +68,8 @@ class ShapeCheck:
             cell = " × ".join(f"{length:.2f}" for length in self.lengths_A[worst])
             found.append(
                 f"that is too much to train on side by side, most off is the cell of {cell} Å: "
-                "take more k-points, or with pw.x labels.kpoints instead of kspacing_per_A (folded into "
-                "every shape), or set exploration.cell_shapes to 1"
+                "take more k-points, or with pw.x labels.kpoints instead of kspacing_per_A "
+                "(folded into every shape), or set exploration.cell_shapes to 1"
             )
         return found
 
