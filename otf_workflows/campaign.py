@@ -260,6 +260,10 @@ class Campaign(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$", description="Unique name.")
     structure: Frame = Field(description="A structure file (CIF, POSCAR, extxyz …).")
     potential: str = Field("chgnet-0.3.0", description="Universal potential to start from.")
+    accept_level_mismatch: bool = Field(
+        default=False,
+        description="Fine-tune to labels of another density functional than the potential's.",
+    )
     tolerance_eV_A: float = Field(
         0.1, gt=0, le=10, description="The force error you can live with (eV/Å)."
     )

@@ -289,6 +289,7 @@ def _check_material(source: SourceFile, campaign: Campaign) -> None:
     """Check structure, potential and recipe against each other."""
     from otf_workflows.exploration.starts import starting_frames
     from otf_workflows.labelers import parse_recipe
+    from otf_workflows.levels import check_level
     from otf_workflows.potentials import check_elements, potential_entry
     from otf_workflows.selection import geometry_problem
 
@@ -300,6 +301,7 @@ def _check_material(source: SourceFile, campaign: Campaign) -> None:
         raise InputError(
             error.what, where=error.where or source.place(("potential",)), hint=error.hint
         ) from error
+    check_level(campaign, where=source.place(("potential",)))
     recipe = parse_recipe(campaign.labels)
     n_shapes = len(frames) - len(campaign.exploration.starts)
     limit, count = campaign.budget.max_electrons, getattr(recipe, "n_electrons", sum)

@@ -66,6 +66,9 @@ def preflight(campaign: Campaign, site: Site, *, local: bool) -> None:
     ConfigurationError, DatabaseError, InputError
         For the first kind of problem, with all problems of that kind.
     """
+    from otf_workflows.levels import check_level
+
+    check_level(campaign)
     for group in _groups(campaign, site, local=local):
         failed = [check for check in group if not check.ok]
         if failed:

@@ -58,7 +58,7 @@ def test_core_hours_that_not_even_one_cycle_fits_into_are_refused(licl):
 
 
 def test_a_missing_package_of_a_potential_is_named(monkeypatch):
-    monkeypatch.setattr(preflight, "find_spec", lambda _: None)
+    monkeypatch.setattr("otf_workflows.potentials.registry.find_spec", lambda _: None)
     check = preflight.potential("chgnet-0.3.0")
     assert not check.ok
     assert "pip install" in check.hint

@@ -69,6 +69,13 @@ class Recipe(BaseModel):
     def problems(self, frame: Frame) -> list[str]:
         """Return what makes this recipe impossible for a frame, in sentences."""
 
+    def density_functional(self) -> str | None:
+        """Return the density functional (U and dispersion aside), e.g. ``PBE`` or ``r2SCAN``.
+
+        None if labels are not of density-functional theory, or nobody said of which.
+        """
+        return getattr(self, "functional", None)
+
     def mismatch(self, potential: str) -> str | None:  # noqa: ARG002 - recipes that know say so
         """Return how labels differ from what a potential was trained on; None if not known."""
         return None

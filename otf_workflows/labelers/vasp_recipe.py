@@ -69,7 +69,7 @@ IN_WORDS: dict[str, str] = {
 """Each recipe in one line, for pages and messages."""
 
 TRAINED_ON: dict[str, tuple[str, ...]] = {
-    "mptrj": ("chgnet-0.3.0", "chgnet-0.2.0"),
+    "mptrj": ("chgnet-0.3.0", "chgnet-0.2.0", "sevennet-0", "sevennet-l3i5"),
     "matpes-pbe": (),
     "matpes-r2scan": ("chgnet-r2scan",),
 }
@@ -203,6 +203,10 @@ class VaspRecipe(Recipe):
                 )
             chosen[symbol] = name
         return chosen
+
+    def density_functional(self) -> str:
+        """Return the functional of the recipe; U goes with it as published."""
+        return "r2SCAN" if self.recipe == "matpes-r2scan" else "PBE"
 
     def mismatch(self, potential: str) -> str | None:
         """Return how labels differ from what a registered potential was trained on, or None.
