@@ -111,6 +111,11 @@ def campaign_page() -> str:
         section = submodel(field.annotation)
         if section is not None and name != "structure":
             lines += ["", f"## `{name}`", "", first_sentence(section), "", *table(section)]
+            for key, inner in section.model_fields.items():
+                part = submodel(inner.annotation)
+                if part is not None:
+                    rows = table(part, replace={"file": "text or none"})
+                    lines += ["", f"### `{name}.{key}`", "", first_sentence(part), "", *rows]
     lines += [
         "",
         "## `labels`",
@@ -273,6 +278,8 @@ def default_words(field: FieldInfo) -> str:
     """Return the default as it would stand in YAML."""
     if field.is_required():
         return "required"
+    if field.default_factory_takes_validated_data:
+        return "as told"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "see below"

@@ -26,7 +26,8 @@ WIDTH = 100
 
 _MINIMAL = {
     "name", "structure", "tolerance_eV_A", "labels",
-    "exploration", "exploration.temperatures_K", "exploration.steps_per_cycle",
+    "exploration", "exploration.temperatures_K", "exploration.walkers_per_temperature",
+    "exploration.cell_shapes", "exploration.steps_per_cycle",
     "selection", "selection.labels_per_cycle", "selection.audit_per_cycle",
     "budget", "budget.max_cycles", "budget.max_labels",
     "production", "production.temperature_K", "production.steps",
@@ -42,6 +43,9 @@ _RECIPE_EXAMPLES: dict[str, dict[str, Any]] = {
     "vasp": {"recipe": "mptrj", "incar": {"NCORE": 4}},
 }
 """A complete recipe of each code to start from."""
+
+_SHAPES_CODES = {"ase", "espresso", "vasp"}
+"""Codes whose example has k-points (if any) that are right in cells of every shape."""
 
 _SERVER = {
     "mode": "server",
@@ -119,7 +123,9 @@ def campaign_template(
         for key, field in recipe_model.model_fields.items()
         if full or field.is_required() or key in example
     }
-    values = {"name": name, "structure": structure, "labels": recipe}
+    values: dict[str, Any] = {"name": name, "structure": structure, "labels": recipe}
+    if not full and code in _SHAPES_CODES:
+        values["exploration"] = {"cell_shapes": 4, "walkers_per_temperature": 2}
     head = [
         f"# yaml-language-server: $schema={schema}" if schema else "",
         "# A campaign: the physics. Machines and the database stand in the site file.",
@@ -191,6 +197,12 @@ def _campaign_schema() -> dict[str, Any]:
 
     schema = Campaign.model_json_schema()
     definitions = schema["$defs"]
+    start = Campaign.model_fields["exploration"].annotation.model_fields["starts"]
+    file = submodel(start.annotation).model_fields["file"]
+    definitions["Start"]["properties"]["file"] = {
+        "type": "string",
+        "description": file.description,
+    }
     for unused in ("Frame", "Origin", "Purpose"):
         definitions.pop(unused, None)
     recipes = []
@@ -240,9 +252,10 @@ def _section(
             continue
         if path.startswith("labels") and key not in values:
             continue
-        value = values.get(key, _example(key, field))
+        value = values[key] if key in values else _example(key, field)
+        listed = typing.get_origin(field.annotation) is list
         inner = (nested or {}).get(key) or (
-            None if name == "structure" else submodel(field.annotation)
+            None if name == "structure" or listed else submodel(field.annotation)
         )
         table = typing.get_origin(field.annotation) is dict and key != "labels"
         if inner is None or value is None or (table and not value):

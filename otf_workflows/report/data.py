@@ -207,7 +207,6 @@ def _model(store: Store, model: ModelDocument, document: CampaignDocument) -> Mo
     if model.model_id == document.incumbent_id:
         final = document.finished is not None and status != "pretrained"
         status = "final" if final else "in use"
-    c = model.calibration
     return ModelSummary(
         model_id=model.model_id,
         cycle=model.cycle,
@@ -216,7 +215,7 @@ def _model(store: Store, model: ModelDocument, document: CampaignDocument) -> Mo
         n_labels=_n_labels(store, model),
         sha256=model.sha256,
         audit=model.errors.get("challenger/audit"),
-        calibration=words.calibration(c.factor, c.nominal, c.n, c.measured),
+        calibration=words.calibration(model.calibration),
         verdict=model.verdict,
     )
 
@@ -300,7 +299,8 @@ def _conditions(
                 "cell has motions that no label shows, and more atoms among which to be wrong. "
                 "Errors there can be several times those of the labelled cell, and no DFT check "
                 "above is of it: believe the share of production checks above the tolerance, and "
-                "label a larger cell (exploration.supercell) if it is too large."
+                "label cells of more shapes (exploration.cell_shapes) or larger ones "
+                "(exploration.supercell) if it is too large."
             )
     if spent.n_labels_reused:
         sentences.append(
