@@ -105,6 +105,9 @@ class BatchSystem(Protocol):
     def check(self, script: Path) -> str:
         """Return what the queue would do with a script, which is not submitted."""
 
+    def longest_s(self, partition: str | None) -> float | None:
+        """Return the longest walltime of a partition (s); None if it has none or does not tell."""
+
     def jobs(self) -> list[QueueJob]:
         """Return this user's jobs."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from otf_workflows.database_checks import is_loopback
+from otf_workflows.engine.queues.packing import limits_of
 from otf_workflows.engine.queues.system import (
     Fate,
     QueueJobState,
@@ -98,8 +99,34 @@ def acceptance(site: Site) -> Iterator[Check]:
             yield _failed(name, error)
         else:
             yield Check(name=name, ok=True, detail=f"{_request(queue)}: {said}")
+            yield from _time_limits(role, queue, system)
         finally:
             script.unlink(missing_ok=True)
+
+
+def _time_limits(role: Role, queue: Queue, system: QueueSystem) -> Iterator[Check]:
+    """Yield what is wrong with the times that jobs of a role ask for; most queues take them all."""
+    name = f"walltime of queue '{role}'"
+    try:
+        longest_s = system.longest_s()
+    except OtfError as error:
+        yield _failed(name, error)
+        return
+    again_s = limits_of(queue).walltime_s
+    if longest_s is None or max(queue.walltime_s, again_s) <= longest_s:
+        return
+    if queue.walltime_s > longest_s:
+        key, asked_s, who = "walltime_s", float(queue.walltime_s), "a job"
+    else:
+        key, asked_s, who = "max_walltime_s", again_s, "a job that ran out of time once"
+    where = f"partition '{queue.partition}'" if queue.partition else "the default partition"
+    yield Check(
+        name=name,
+        ok=False,
+        detail=f"{who} asks for {asked_s / 3600:.3g} h, but {where} gives {longest_s / 3600:.3g} h "
+        "at most: it would wait for ever",
+        hint=f"set {key}: {longest_s:.0f} under queues.{role} of the site file",
+    )
 
 
 def _reachable_database(site: Site) -> Check:

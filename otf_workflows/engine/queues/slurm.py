@@ -91,6 +91,20 @@ class Slurm:
             raise _complaint(done.stderr, where=str(script))
         return last_words(done.stderr or done.stdout).removeprefix("sbatch: ")
 
+    def longest_s(self, partition: str | None) -> float | None:
+        """Return the longest walltime of a partition (s), the default one if it has no name.
+
+        A job that asks for more is taken by most clusters, and waits for ever.
+        """
+        done = ask(["scontrol", "-o", "show", "partition", *([partition] if partition else [])])
+        if done.returncode:
+            raise _complaint(done.stderr, where="scontrol")
+        records = [_fields(line) for line in done.stdout.splitlines() if line.strip()]
+        for record in records:
+            if partition or record.get("Default") == "YES":
+                return seconds(record.get("MaxTime"))  # None for UNLIMITED
+        return None
+
     def jobs(self) -> list[QueueJob]:
         """Return this user's jobs, those that ended within the last minutes included."""
         form = "%A|%T|%r|%N|%j"  # the name last: it may hold the separator

@@ -138,6 +138,18 @@ class QueueSystem:
         """
         return self._system.check(script)
 
+    def longest_s(self) -> float | None:
+        """Return the longest walltime that the queue gives (s); None if it does not tell.
+
+        Raises
+        ------
+        QueueRefused
+            If there is no such partition.
+        QueueUnavailable
+            If the batch system does not answer.
+        """
+        return self._system.longest_s(self.queue.partition)
+
     def jobs(self) -> list[QueueJob]:
         """Return all jobs of ours that the queue knows, of every role and site of this user.
 

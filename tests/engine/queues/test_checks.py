@@ -1,6 +1,7 @@
 """`otf doctor` asks the queues, and its test jobs tell what they find where they run."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from otf_workflows import preflight
 from otf_workflows.engine.queues import checks as queue_checks
 from otf_workflows.engine.queues import probe
+from otf_workflows.engine.queues import slurm as slurm_module
+from otf_workflows.engine.queues.slurm import Slurm
 from otf_workflows.engine.queues.system import QueueSystem
 from otf_workflows.settings import DatabaseSettings, Queue, RemoteSettings, Site, load_site
 from otf_workflows.types import EngineKind, Role
@@ -45,6 +48,44 @@ def test_each_role_is_asked_for_and_a_refusal_comes_with_its_fix(slurm, cluster_
     assert "partition" in found["queue 'train'"].detail
     assert "sinfo" in found["queue 'train'"].hint
     assert not QueueSystem(site.queues[Role.DFT]).jobs()
+
+
+def test_a_job_that_would_wait_for_ever_for_its_time_is_told_before(slurm, cluster_site):
+    slurm.run("scontrol", "update", "PartitionName=dft", "MaxTime=0:25:00")
+    slurm.run("scontrol", "update", "PartitionName=gpu", "MaxTime=1-00:00:00")
+    day = {**GPU, "walltime_s": 86400}
+    site = cluster_site({"dft": {**DFT, "walltime_s": 1200}, "md": GPU, "train": day})
+    found = by_name(queue_checks.acceptance(site))
+    again = found["walltime of queue 'dft'"]
+    assert not again.ok
+    assert "ran out of time once asks for 0.667 h" in again.detail
+    assert "partition 'dft' gives 0.417 h" in again.detail
+    assert again.hint == "set max_walltime_s: 1500 under queues.dft of the site file"
+    assert "walltime of queue 'md'" not in found
+    assert found["walltime of queue 'train'"].hint.startswith("set max_walltime_s: 86400")
+    site = cluster_site({"dft": {**DFT, "walltime_s": 3600, "max_walltime_s": 3600}})
+    found = by_name(queue_checks.acceptance(site))
+    told = [check for check in found.values() if not check.ok and "queue 'dft'" in check.name]
+    assert told
+    assert all("walltime_s" in check.hint for check in told)
+
+
+@pytest.mark.parametrize(
+    ("partition", "said", "longest_s"),
+    [
+        ("a", "PartitionName=a Default=NO MaxNodes=1 MaxTime=2-12:00:00 MinNodes=0", 216000.0),
+        ("a", "PartitionName=a Default=NO MaxTime=UNLIMITED State=UP", None),
+        (
+            None,
+            "PartitionName=a Default=NO MaxTime=00:10:00\nPartitionName=b Default=YES MaxTime=2:00",
+            120.0,
+        ),
+    ],
+)
+def test_the_longest_time_of_a_partition_is_read(monkeypatch, partition, said, longest_s):
+    done = subprocess.CompletedProcess([], 0, stdout=said, stderr="")
+    monkeypatch.setattr(slurm_module, "ask", lambda *_, **__: done)
+    assert Slurm().longest_s(partition) == longest_s
 
 
 def test_a_site_without_queues_is_not_asked():
