@@ -7,12 +7,14 @@ usage() {
 Usage: deploy/test.sh [--all] [--checks-only] [-- PYTEST OPTIONS]
 
 Sets up this checkout with the test tools, then runs style, type and import checks and the tests:
-unit, integration (a real mongod, a real pw.x) and a campaign from end to end.
+unit, integration (a real mongod, a real pw.x, a real Slurm whose nodes fail) and a campaign from
+end to end. The tests of the engine jobflow-remote follow in an environment of their own
+(deploy/test_remote.sh).
 
   --all           the tests marked slow as well, and those of CP2K, ABINIT and GPAW, which
                   deploy/setup.sh --dft-codes installs first
   --checks-only   no tests
-  -- OPTIONS      handed to pytest
+  -- OPTIONS      handed to pytest; the tests of jobflow-remote are left out then
   --help          this text
 
 Exit status: 0 if everything passed.
@@ -69,6 +71,9 @@ if [[ ${#failed[@]} -gt 0 ]]; then
   status=1
 fi
 if [[ $checks_only == no ]]; then
-  "$python" -m pytest -n auto --maxprocesses 4 "${marks[@]}" "$@" || status=$?
+  "$python" -m pytest -n auto --maxprocesses 4 --dist loadgroup "${marks[@]}" "$@" || status=$?
+  if [[ $# -eq 0 ]]; then # a selection of tests is one of this environment
+    "$root/deploy/test_remote.sh" || status=$?
+  fi
 fi
 exit "$status"

@@ -59,7 +59,7 @@ def tls_server(certificate, tmp_path_factory):
     options += ["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]
     options += ["--tlsMode", "requireTLS", "--tlsCertificateKeyFile", str(certificate[0])]
     with subprocess.Popen([str(binary), *options], stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not listens(process.pid, port):
             assert time.monotonic() < deadline
             assert process.poll() is None

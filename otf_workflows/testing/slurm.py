@@ -72,6 +72,8 @@ MailProg=/bin/true
 # get time to put things in order between SIGTERM and SIGKILL.
 ReturnToService=1
 KillWait=20
+# On a busy machine somebody may ask late for a job that has ended.
+MinJobAge=3600
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,batch_sched_delay=1
 SelectType=select/cons_tres

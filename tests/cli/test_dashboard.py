@@ -37,7 +37,7 @@ def test_the_address_is_printed_and_answers_and_can_be_printed_again(site, otf, 
         assert "ssh -N -L" in again.err
     finally:
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=300)
     assert "ssh -N -L" in said
     assert "It only looks" in said
     assert otf("dashboard", "url").code == 3

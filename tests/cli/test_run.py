@@ -88,7 +88,7 @@ def test_an_interrupt_stops_the_workers_and_says_how_to_continue(site, store, nu
             assert process.poll() is None, process.communicate()
             time.sleep(0.2)
         process.send_signal(number)
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130, err

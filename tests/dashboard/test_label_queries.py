@@ -79,7 +79,7 @@ def test_empty_fields_of_a_form_count_as_not_given():
 
 
 def test_a_time_is_so_long_ago_or_a_date():
-    assert abs(now() - moment("2d") - timedelta(days=2)) < timedelta(seconds=5)
+    assert abs(now() - moment("2d") - timedelta(days=2)) < timedelta(minutes=5)
     assert moment("2026-01-31").isoformat() == "2026-01-31T00:00:00+00:00"
     assert moment("") is None
 

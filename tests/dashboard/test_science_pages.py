@@ -72,7 +72,7 @@ def test_numbers_of_every_figure_stand_in_the_page(client, campaign):
     assert shown == {"timeline": 30, "errors": 4, "above": 4, "costs": 5}
     shown = tables(client.get(f"/campaigns/{campaign}/cycles/1").text)
     assert shown.keys() == {
-        "uncertainty", "calibration", "training", "forces", "energies", "elements",
+        "uncertainty", "calibration", "reliability", "training", "forces", "energies", "elements",
     }  # fmt: skip
     shown = tables(client.get(f"/campaigns/{campaign}/production").text)
     assert {"msd", "diffusion", "rdf", "sigma", "temperature"} <= shown.keys()

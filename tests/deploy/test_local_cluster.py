@@ -26,7 +26,7 @@ def run(*words, path=HERE):
     command = [str(SCRIPT), *map(str, words)]
     environment = {**os.environ, "PATH": path}
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=False, timeout=120
+        command, capture_output=True, text=True, env=environment, check=False, timeout=600
     )
 
 

@@ -103,7 +103,7 @@ class Checkout:
             cwd=self.bin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 

@@ -18,9 +18,9 @@ from otf_workflows.engine.mongod import EmbeddedMongod
 from otf_workflows.settings import STATE_DIR_VARIABLE
 from otf_workflows.types import LabelState
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 
-PATIENCE_S = 600
+PATIENCE_S = 1200
 
 
 @pytest.fixture

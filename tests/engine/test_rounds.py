@@ -1,7 +1,5 @@
 """`otf launch --once`, one round of everything for cron; and the launcher beside other services."""
 
-import threading
-
 import pytest
 import yaml
 from jobflow import Flow
@@ -16,6 +14,7 @@ from otf_workflows.errors import ConfigurationError, DatabaseError
 from otf_workflows.settings import Queue, Site, load_site
 from otf_workflows.testing.jobs import report, staged
 from otf_workflows.testing.queue import FakeQueue
+from otf_workflows.testing.waiting import wait_for
 from otf_workflows.types import Role, Stage
 
 KEY = {"campaign": "c", "cycle": 0, "kind": "cycle"}
@@ -79,7 +78,7 @@ def test_the_launcher_beside_other_services_submits_and_takes_its_leave(
     engine.submit(Flow([staged(report(), Stage.LABEL)]), **KEY)
     thread = LauncherThread(queued)
     thread.start()
-    wait_until(lambda: queue.listed)
+    wait_for(lambda: queue.listed)
     thread.stop(withdraw=True)
     assert queue.cancelled == ["1"]
     (job,) = QueueJobs(engine.database).all()
@@ -101,15 +100,6 @@ def test_a_database_that_goes_away_is_waited_for(queued, queue, engine, monkeypa
     monkeypatch.setattr(thread.launcher, "look", sometimes)
     engine.submit(Flow([staged(report(), Stage.LABEL)]), **KEY)
     thread.start()
-    wait_until(lambda: queue.listed)
+    wait_for(lambda: queue.listed)
     thread.stop()
     assert len(looks) >= 2
-
-
-def wait_until(condition):
-    over = threading.Event()
-    for _ in range(600):
-        if condition():
-            return
-        over.wait(0.1)
-    pytest.fail("waited in vain")

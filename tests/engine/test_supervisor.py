@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -16,20 +15,10 @@ from otf_workflows.engine.supervisor import service_status, start_services, stop
 from otf_workflows.errors import ConfigurationError
 from otf_workflows.settings import Site, Worker
 from otf_workflows.testing.jobs import fail_label, nap, report, spawn, staged
+from otf_workflows.testing.waiting import wait_for
 from otf_workflows.types import Role, Stage
 
 KEY = {"campaign": "c", "cycle": 0, "kind": "cycle"}
-PATIENCE_S = 120
-
-
-def wait_for(condition, what):
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.1)
-    pytest.fail(f"waited {PATIENCE_S} s for {what}")
 
 
 def only(site, **counts):
@@ -161,7 +150,7 @@ def test_services_stay_up_across_commands_and_survive_the_death_of_mongod(tmp_pa
         (mongod,) = (p for p in processes_of(tmp_path / "mongod") if "mongod" in p.name())
         port = engine.database.client.address[1]
         mongod.kill()
-        mongod.wait(30) if mongod.is_running() else None
+        mongod.wait(300) if mongod.is_running() else None
         wait_for(lambda: len(processes_of(tmp_path / "mongod" / "data")) == 1, "a new mongod")
         engine.submit(Flow([staged(report(), Stage.LABEL)]), **{**KEY, "cycle": 1})
         jobs = wait_for(lambda: finished(engine), "the second job")

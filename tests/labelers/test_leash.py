@@ -13,11 +13,11 @@ import pytest
 
 from otf_workflows.labelers import leash
 
-SLEEPER = "import time; time.sleep(60)"
+SLEEPER = "import time; time.sleep(900)"
 FAMILY = (
     "import subprocess, sys, time, pathlib; "
-    "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
-    "pathlib.Path(sys.argv[1]).write_text(str(p.pid)); time.sleep(60)"
+    "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(900)']); "
+    "pathlib.Path(sys.argv[1]).write_text(str(p.pid)); time.sleep(900)"
 )
 WORKER = (
     "import subprocess, sys, os; subprocess.Popen([sys.executable, '-I', '-S', "
@@ -34,7 +34,7 @@ def on_leash(*command, limit_s=0.0, parent=None):
     )
 
 
-def eventually(condition, timeout_s=20.0):
+def eventually(condition, timeout_s=300.0):
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if condition():

@@ -11,19 +11,13 @@ import pytest
 from otf_workflows.errors import ConfigurationError
 from otf_workflows.testing import slurm as module
 from otf_workflows.testing.slurm import LocalSlurm
+from otf_workflows.testing.waiting import wait_for
 
 
 def submit(slurm, folder, lines, *options):
     script = folder / "job.sh"
     script.write_text("\n".join(["#!/bin/bash", *lines]) + "\n")
     return slurm.run("sbatch", "--parsable", "--chdir", str(folder), *options, str(script)).strip()
-
-
-def wait_for(reached, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_jobs_run_on_both_partitions_and_a_node_that_is_down_takes_none(slurm, tmp_path):
@@ -45,7 +39,7 @@ def test_jobs_run_on_both_partitions_and_a_node_that_is_down_takes_none(slurm, t
 
 
 def test_stopping_kills_the_jobs_and_removes_the_folder(slurm, tmp_path):
-    submit(slurm, tmp_path, ["echo $$ > pid", "trap '' TERM", "sleep 300"])
+    submit(slurm, tmp_path, ["echo $$ > pid", "trap '' TERM", "sleep 1500"])
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     pid = int((tmp_path / "pid").read_text())
     job = psutil.Process(pid)
@@ -57,7 +51,7 @@ def test_stopping_kills_the_jobs_and_removes_the_folder(slurm, tmp_path):
 
 
 def test_jobs_survive_a_restart_of_the_controller(slurm, tmp_path):
-    job = submit(slurm, tmp_path, ["sleep 300"])
+    job = submit(slurm, tmp_path, ["sleep 1500"])
     wait_for(lambda: slurm.run("squeue", "-h", "-t", "RUNNING").strip())
     slurm.restart_controller()
     assert slurm.run("squeue", "-h", "-t", "RUNNING", "-o", "%i").strip() == job

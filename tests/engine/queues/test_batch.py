@@ -23,6 +23,7 @@ from otf_workflows.engine.worker import Worker
 from otf_workflows.settings import Queue, load_site
 from otf_workflows.store import Store
 from otf_workflows.testing.jobs import fail_label, nap, report, staged
+from otf_workflows.testing.waiting import wait_for
 from otf_workflows.types import Role, Stage
 
 KEY = {"campaign": "c", "cycle": 0, "kind": "cycle"}
@@ -100,7 +101,7 @@ def test_the_next_checkpoint_is_waited_for(in_batch_job, engine, queued):
     assert waiting.is_alive()
     assert the_job(engine).state == "running"
     (folder / "state.json").touch()
-    waiting.join(20)
+    waiting.join(300)
     assert the_job(engine).state == "ready"
 
 
@@ -167,12 +168,9 @@ def test_a_worker_that_is_told_to_end_leaves_its_job_to_the_launcher(
         ],
         env={**os.environ, "SLURM_JOB_ID": "17"},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not proof.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)
+    wait_for(lambda: proof.exists() and proof.read_text() and started.exists())
     worker.send_signal(signal.SIGTERM)
-    worker.wait(60)
+    worker.wait(300)
     assert the_job(engine).state == "running"
     program = int(proof.read_text())
     assert not psutil.pid_exists(program) or psutil.Process(program).status() == "zombie"
@@ -258,7 +256,7 @@ def test_workers_side_by_side_share_a_batch_job_and_its_signals(tmp_path, monkey
         "import pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
         "pathlib.Path(sys.argv[1], str(time.time_ns())).touch()\n"
-        "time.sleep(60)\n"
+        "time.sleep(900)\n"
     )
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -266,9 +264,7 @@ def test_workers_side_by_side_share_a_batch_job_and_its_signals(tmp_path, monkey
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
 
     def stop():
-        deadline = time.monotonic() + 60
-        while len(list(begun.iterdir())) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(lambda: len(list(begun.iterdir())) == 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
@@ -322,11 +318,9 @@ def test_md_warned_of_its_end_goes_on_in_the_next_batch_job_to_the_same_bits(
         ]
     )  # fmt: skip
     saved = queued.resolved_state_dir / "scratch" / interrupted.uuid / "state.json"
-    deadline = time.monotonic() + 120
-    while not saved.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(saved.exists)
     process.send_signal(batch_module.WARNING_SIGNAL)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     assert the_job(engine).state == "ready"
     assert 0 < json.loads(saved.read_text())["n_steps_run"] < 1500
     assert book.get(job.token).said == "told to end"

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from otf_workflows.engine.queues.system import (
     QueueUnavailable,
 )
 from otf_workflows.settings import Queue
+from otf_workflows.testing.waiting import wait_for
 from otf_workflows.types import FailureCause
 
 DFT = Queue(partition="dft", memory_MiB=100, walltime_s=300)
@@ -40,14 +40,6 @@ def listed(system, job_id):
     return next((job for job in system.jobs() if job.job_id == job_id), None)
 
 
-def wait_for(reached, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (found := reached()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return found
-
-
 def wait_until(system, job_id, state):
     return wait_for(lambda: (job := listed(system, job_id)) and job.state is state and job)
 
@@ -56,11 +48,13 @@ def test_the_script_runs_as_written_and_the_program_takes_the_place_of_the_shell
     folder = tmp_path / "with a space"
     folder.mkdir()
     program = (
-        "import os, signal, sys, time\n"
+        "import os, signal, time\n"
+        "told = []\n"
         "print(os.getcwd(), os.environ['GREETING'], os.environ['LINE'], flush=True)\n"
-        f"signal.signal({int(WARNING_SIGNAL)}, lambda *_: print('warned', flush=True))\n"
+        f"signal.signal({int(WARNING_SIGNAL)}, lambda *_: told.append('warned'))\n"
         "open('ready', 'w').close()\n"
-        "time.sleep(3)\n"
+        "while not told: time.sleep(0.1)\n"
+        "print(*told)\n"
         "open('done', 'w').close()\n"
     )
     queue = DFT.model_copy(update={"environment": ["export LINE='module loaded'"]})
@@ -82,11 +76,11 @@ def test_the_script_runs_as_written_and_the_program_takes_the_place_of_the_shell
 
 def test_jobs_are_listed_with_state_reason_and_node_and_only_ours(slurm, tmp_path):
     system = QueueSystem(DFT)
-    sleeps = "import time; time.sleep(100)"
+    sleeps = "import time; time.sleep(900)"
     first = submit(DFT, tmp_path, sleeps, name="otf-dft-first")
     wide = DFT.model_copy(update={"ranks": 2})
     second = submit(wide, tmp_path, sleeps, name="otf-dft-second")
-    (tmp_path / "other.sh").write_text("#!/bin/sh\nsleep 100\n")
+    (tmp_path / "other.sh").write_text("#!/bin/sh\nsleep 900\n")
     slurm.run("sbatch", "--chdir", str(tmp_path), "--job-name=other", str(tmp_path / "other.sh"))
     running = wait_until(system, first, QueueJobState.RUNNING)
     assert (running.name, running.node) == ("otf-dft-first", "cpu1")
@@ -99,8 +93,8 @@ def test_jobs_are_listed_with_state_reason_and_node_and_only_ours(slurm, tmp_pat
 
 def test_every_end_has_its_cause(slurm, tmp_path):
     system = QueueSystem(DFT)
-    sleeps = "import time; time.sleep(100)"
-    hungry = "x = bytearray(400 * 1024**2); import time; time.sleep(60)"
+    sleeps = "import time; time.sleep(900)"
+    hungry = "x = bytearray(400 * 1024**2); import time; time.sleep(900)"
     well = submit(DFT, tmp_path, "pass")
     three = submit(DFT, tmp_path, "raise SystemExit(3)")
     killed = submit(DFT, tmp_path, "import os; os.kill(os.getpid(), 9)")
@@ -159,9 +153,9 @@ def test_a_job_is_warned_before_its_time_is_up(slurm, tmp_path, monkeypatch):
     )
     system = QueueSystem(DFT)
     job_id = submit(DFT, tmp_path, program, walltime_s=60)
-    wait_for((tmp_path / "warned").exists, 70)
+    wait_for((tmp_path / "warned").exists)
     assert listed(system, job_id).state is QueueJobState.RUNNING
-    wait_for(lambda: listed(system, job_id).state is QueueJobState.ENDED, 120)
+    wait_for(lambda: listed(system, job_id).state is QueueJobState.ENDED)
     ended = system.fates([job_id])[job_id]
     assert ended.cause is FailureCause.WALLTIME
     assert ended.sentence.startswith("Slurm says TIMEOUT on cpu1 after ")
