@@ -191,17 +191,15 @@ def json_schema(what: str) -> dict[str, Any]:
 
 def _campaign_schema() -> dict[str, Any]:
     """Return the schema of what a person writes: a file name for the structure, one recipe."""
-    from otf_workflows.campaign import Campaign
+    from otf_workflows.campaign import Campaign, Start
     from otf_workflows.labelers import available_codes, get_labeler
     from otf_workflows.potentials import POTENTIALS
 
     schema = Campaign.model_json_schema()
     definitions = schema["$defs"]
-    start = Campaign.model_fields["exploration"].annotation.model_fields["starts"]
-    file = submodel(start.annotation).model_fields["file"]
     definitions["Start"]["properties"]["file"] = {
         "type": "string",
-        "description": file.description,
+        "description": Start.model_fields["file"].description,
     }
     for unused in ("Frame", "Origin", "Purpose"):
         definitions.pop(unused, None)

@@ -8,7 +8,7 @@ Phys. Rev. B 92, 184301, 2015), at the same price for each label.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def _primitive(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
     primitive = AseAtoms(numbers=numbers, cell=cell, scaled_positions=positions, pbc=True)
     if not contains(primitive.cell.array, atoms.cell.array):
         raise RuntimeError("spglib's primitive cell is not one of the structure as oriented")
-    symmetry = spglib.get_symmetry(found, symprec=SYMPREC_A)
+    symmetry: Any = spglib.get_symmetry(found, symprec=SYMPREC_A)
     return primitive, np.unique(symmetry["rotations"], axis=0)
 
 
