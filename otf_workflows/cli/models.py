@@ -40,13 +40,17 @@ def list_(
 @app.command()
 def show(ctx: typer.Context, model: params.ModelId, *, as_json: params.AsJson = False) -> None:
     """Show one model: errors, calibration, verdict, training."""
+    from otf_workflows.potentials.registry import POTENTIALS
     found = session(ctx).store.model(model)
+    entry = POTENTIALS.get(found.potential)
     if as_json:
         output.emit_json("otf.model/1", {"model": found.model_dump(mode="json")})
         return
     lines = [
         f"model        {found.model_id}",
         f"potential    {found.potential}",
+        f"trained on   {entry.level_of_theory}" if entry else "trained on   – (not registered)",
+        f"licence      {entry.licence}" if entry else "licence      – (not registered)",
         f"parent       {found.parent_id or '–'}",
         f"campaign     {found.campaign or '– (pretrained)'}, cycle {found.cycle}",
         f"data set     {found.dataset_hash or '–'}",
@@ -55,6 +59,7 @@ def show(ctx: typer.Context, model: params.ModelId, *, as_json: params.AsJson = 
             f"calibration  σ × {found.calibration.factor:.3g}, from {found.calibration.n} labels, "
             f"nominal {found.calibration.nominal:.0%}"
         ),
+        *(f"training     {sentence}" for sentence in found.alignment.get("sentences", [])),
         *(f"verdict      {sentence}" for sentence in found.verdict),
     ]
     for line in lines:

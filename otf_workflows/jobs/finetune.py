@@ -17,11 +17,11 @@ from otf_workflows.types import Split, Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otf_workflows.alignment import Alignment
     from otf_workflows.campaign import Campaign
     from otf_workflows.potentials.base import Potential
     from otf_workflows.schemas import Batch, LabelledFrame
     from otf_workflows.training.evaluate import Evaluation
+    from otf_workflows.training.finetune import Finetuned
 
 
 @otf_job(Stage.FINETUNE, expose_store=True)
@@ -99,25 +99,34 @@ def finetune(
         blob=base64.b64encode(blob).decode(),
         dataset_hash=batch.dataset_hash,
         history=tuned.history,
-        alignment=_alignment(tuned.alignment, campaign, learned),
+        alignment=_alignment(tuned, campaign, learned),
         calibration=_calibration(judged.get("challenger/held_out")),
         errors={name: evaluation.errors for name, evaluation in judged.items()},
         evaluation={name: evaluation.arrays for name, evaluation in judged.items()},
         fresh_coverage=_coverage(unseen, calibration),
         seconds=time.perf_counter() - started,
-        versions={name: version(name) for name in ("otf-workflows", "chgnet", "torch", "ase")},
+        versions=_versions(campaign.potential),
     )
 
 
+def _versions(potential: str) -> dict[str, str]:
+    """Return the versions of what decides the numbers."""
+    from otf_workflows.potentials import potential_entry
+
+    names = ("otf-workflows", *potential_entry(potential).packages, "ase")
+    return {name: version(name) for name in names}
+
+
 def _alignment(
-    alignment: Alignment, campaign: Campaign, learned: list[LabelledFrame]
+    tuned: Finetuned, campaign: Campaign, learned: list[LabelledFrame]
 ) -> dict[str, Any]:
-    """Return the alignment as data, with a warning if the recipe has no common zero of energy."""
+    """Return the alignment as data, with what else a person should know of this training."""
     from otf_workflows.labelers import parse_recipe
 
-    found = alignment.model_dump(mode="json")
+    found = tuned.alignment.model_dump(mode="json")
     mixed = parse_recipe(campaign.labels).mixing(item.frame.numbers for item in learned)
-    return {**found, "sentences": [*found["sentences"], *([mixed] if mixed else [])]}
+    sentences = [*found["sentences"], *tuned.sentences, *([mixed] if mixed else [])]
+    return {**found, "sentences": sentences}
 
 
 def _test_sets(held_out: Sequence[LabelledFrame]) -> dict[str, list[LabelledFrame]]:

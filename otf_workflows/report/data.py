@@ -136,7 +136,9 @@ def _potential_theory(potential: str) -> str:
     from otf_workflows.potentials.registry import POTENTIALS
 
     entry = POTENTIALS.get(potential)
-    return entry.level_of_theory if entry else "level of theory not registered"
+    if entry is None:
+        return "data of a level of theory that is not registered"
+    return f"{entry.level_of_theory}; licence: {entry.licence}"
 
 
 def _cycle(store: Store, cycle: CycleDocument) -> CycleSummary:
