@@ -224,7 +224,7 @@ def _read_starts(source: SourceFile, data: dict[str, Any]) -> None:
         else start
         for i, start in enumerate(starts)
     ]
-    data["exploration"] = {**exploration, "starts": read}
+    data["exploration"] = {**(exploration or {}), "starts": read}
 
 
 def _structure(source: SourceFile, name: str, location: Location) -> Frame:
