@@ -41,6 +41,8 @@ def list_(
 def show(ctx: typer.Context, model: params.ModelId, *, as_json: params.AsJson = False) -> None:
     """Show one model: errors, calibration, verdict, training."""
     from otf_workflows.potentials.registry import POTENTIALS
+    from otf_workflows.report import words
+
     found = session(ctx).store.model(model)
     entry = POTENTIALS.get(found.potential)
     if as_json:
@@ -55,10 +57,7 @@ def show(ctx: typer.Context, model: params.ModelId, *, as_json: params.AsJson = 
         f"campaign     {found.campaign or '– (pretrained)'}, cycle {found.cycle}",
         f"data set     {found.dataset_hash or '–'}",
         f"weights      {found.sha256 or 'shipped with its package'}",
-        (
-            f"calibration  σ × {found.calibration.factor:.3g}, from {found.calibration.n} labels, "
-            f"nominal {found.calibration.nominal:.0%}"
-        ),
+        f"calibration  {words.calibration(found.calibration)}",
         *(f"training     {sentence}" for sentence in found.alignment.get("sentences", [])),
         *(f"verdict      {sentence}" for sentence in found.verdict),
     ]

@@ -11,13 +11,13 @@ import numpy as np
 
 from otf_workflows.report.model import Coverage, HeadlineErrors, ParityTable, UncertaintyPoint
 from otf_workflows.report.words import count
-from otf_workflows.schemas import Calibration
 from otf_workflows.types import Split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otf_workflows.schemas import (
+        Calibration,
         CampaignDocument,
         CycleDocument,
         ErrorStatistics,
@@ -127,27 +127,31 @@ class Evidence:
 
     def uncertainty(self) -> list[UncertaintyPoint]:
         """Return σ and true error of the worst atom, only of frames the model had not seen."""
-        points = []
+        return [point for _, points in self._unseen for point in points]
+
+    @cached_property
+    def _unseen(self) -> list[tuple[Calibration, list[UncertaintyPoint]]]:
+        """The same by cycle, each with the calibration its σ was read with at the time."""
+        found = []
         for cycle in self._cycles:
             if cycle.challenger_id:
                 table = self._file(f"evaluation/{cycle.challenger_id}").get("incumbent/fresh")
-                points += self._points(table, cycle.cycle, cycle.incumbent_id)
+                found.append((cycle.calibration, self._points(table, cycle)))
         if self.concluded:
             fresh = {
                 key
                 for key, label in self._labels.items()
                 if self._store.purpose_of(label, self._document.name)[1] == self.concluded.cycle
             }
-            points += self._points(
-                self._arrays(self.final), self.concluded.cycle, self.final, only=fresh
-            )
-        return points
+            points = self._points(self._arrays(self.final), self.concluded, only=fresh)
+            found.append((self.concluded.calibration, points))
+        return found
 
     def coverage(self) -> Coverage | None:
         """Return how honest the calibrated uncertainty was; None if nothing tested it."""
         from scipy.stats import binomtest
 
-        from otf_workflows.calibration import spearman
+        from otf_workflows.calibration import auroc_worst, spearman
 
         points = [point for point in self.uncertainty() if point.calibrated]
         if not points:
@@ -167,22 +171,39 @@ class Evidence:
             high=float(high),
             spearman=spearman(error, sigma) if len(points) >= MIN_RANKED else None,
             spearman_force=spearman(error, force) if len(points) >= MIN_RANKED else None,
+            auroc=auroc_worst(error, sigma) if len(points) >= MIN_RANKED else None,
+            auroc_force=auroc_worst(error, force) if len(points) >= MIN_RANKED else None,
+            levels=self._levels(),
         )
+
+    def _levels(self) -> dict[str, float]:
+        """Return the share of errors below each multiple of σ, all calibrated cycles together."""
+        from otf_workflows.calibration import reliability
+
+        total, covered = 0, defaultdict[str, float](float)
+        for calibration, points in self._unseen:
+            if not calibration.n or not points:
+                continue
+            # The points are calibrated already.
+            honest = calibration.model_copy(update={"factor": 1.0, "floor_eV_A": 0.0})
+            errors, sigmas = [p.error_eV_A for p in points], [p.sigma_eV_A for p in points]
+            total += len(points)
+            for level, share in reliability(errors, sigmas, honest).items():
+                covered[level] += share * len(points)
+        return {level: part / total for level, part in covered.items()}
 
     def _points(
         self,
         table: dict[str, Any] | None,
-        cycle: int,
-        model_id: str,
+        cycle: CycleDocument,
         *,
         only: set[str] | None = None,
     ) -> list[UncertaintyPoint]:
-        model = self._models.get(model_id)
         return list(
             worst_atoms(
                 table or {},
-                cycle=cycle,
-                calibration=model.calibration if model else Calibration(),
+                cycle=cycle.cycle,
+                calibration=cycle.calibration,
                 production=only is not None,
                 only=only,
             ).values()

@@ -137,6 +137,14 @@ class Coverage(Document):
     high: float = Field(description="Upper end of it.")
     spearman: float | None = Field(None, description="Rank correlation of σ with the error.")
     spearman_force: float | None = Field(None, description="The same of plain |F|: the baseline.")
+    auroc: float | None = Field(
+        None, description="How well σ finds the worst tenth: 1 always, 0.5 by chance."
+    )
+    auroc_force: float | None = Field(None, description="The same of plain |F|: the baseline.")
+    levels: dict[str, float] = Field(
+        default_factory=dict,
+        description="Share (%) promised at a multiple of σ → share of errors below it.",
+    )
 
 
 class Coordination(Document):

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.errors import ConfigurationError
-from otf_workflows.report import figures, words
+from otf_workflows.report import figures, honesty, words
 from otf_workflows.report.data import report_data
 from otf_workflows.types import CampaignState, LabelState
 
@@ -151,6 +151,7 @@ def _figures(data: ReportData) -> dict[str, str | None]:
         "energies": figures.energy_parity(curves.before, curves.after, ended=bool(data.finished)),
         "learning": figures.learning_curve(data.cycles, tolerance_eV_A=data.tolerance_eV_A),
         "sigma": figures.uncertainty_against_error(curves.uncertainty, data.coverage),
+        "reliability": honesty.reliability_diagram(data.coverage),
         "production_sigma": figures.production_uncertainty(
             curves.production_sigma, tolerance_eV_A=data.tolerance_eV_A
         ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otf_workflows.report.model import Material
-    from otf_workflows.schemas import ErrorStatistics, Frame
+    from otf_workflows.schemas import Calibration, ErrorStatistics, Frame
 
 CODES = {
     "espresso": "Quantum ESPRESSO (pw.x)",
@@ -134,11 +134,23 @@ def material(frame: Frame) -> Material:
     )
 
 
-def calibration(factor: float, nominal: float, n: int, measured: float | None) -> str:
+def scale(found: Calibration) -> str:
+    """Return how a raw σ is read: 'σ × 3.2', or '√((σ × 3.2)² + 0.018²) eV/Å' with a floor."""
+    factor = f"σ × {found.factor:.3g}"
+    return f"√(({factor})² + {found.floor_eV_A:.2g}²) eV/Å" if found.floor_eV_A else factor
+
+
+def calibration(found: Calibration) -> str:
     """Return a calibration in words."""
-    if n == 0:
+    if found.n == 0:
         return "not calibrated"
-    text = f"σ × {factor:.2f}, from {count(n, 'unseen label')}, meant to cover {percent(nominal)}"
-    return text + (
-        f", covered {percent(measured)} of the next ones" if measured is not None else ""
-    )
+    parts = [
+        scale(found),
+        f"from {count(found.n, 'unseen label')}",
+        f"meant to cover {percent(found.nominal)}",
+    ]
+    if found.n_atoms:
+        parts.append(f"for the worst of {count(found.n_atoms, 'atom')}")
+    if found.measured is not None:
+        parts.append(f"covered {percent(found.measured)} of the next ones")
+    return ", ".join(parts)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otf_workflows.calibration import frame_pairs, report
 from otf_workflows.campaign import Budget, Campaign, Exploration
 from otf_workflows.hashing import label_key
 from otf_workflows.schemas import (
-    Calibration,
     CampaignDocument,
     CycleDocument,
     DatasetDocument,
@@ -32,6 +32,7 @@ from otf_workflows.schemas import (
     now,
 )
 from otf_workflows.testing.synthetic import (
+    synthetic_calibration,
     synthetic_evaluation,
     synthetic_failure,
     synthetic_msd,
@@ -57,8 +58,6 @@ if TYPE_CHECKING:
 
 PRETRAINED = "chgnet-0.3.0"
 FINGERPRINT = "synthetic0000000"
-FACTOR = 1.45
-"""Calibrated uncertainty over raw uncertainty of all trained models."""
 START = datetime(2026, 1, 15, 20, 40, tzinfo=UTC)
 
 
@@ -233,7 +232,7 @@ class _Author:
                 cycle=cycle,
                 state=CycleState.DONE,
                 incumbent_id=self.models[before],
-                calibration=Calibration(n=10 * before),
+                calibration=synthetic_calibration(before),
                 stages=stages,
                 outputs={f"explore/{w.walker}": self.walked_frames(cycle, w) for w in walkers},
                 walkers=[
@@ -402,13 +401,13 @@ class _Author:
             "incumbent/fresh": self.evaluate(before, fresh),
         }
         errors = {name: synthetic_statistics(table) for name, table in tables.items()}
-        coverage = {
-            "n": float(len(fresh)),
-            "nominal": 0.9,
-            "coverage": 0.91 if before else 0.4,
-            "spearman": 0.72,
-            "spearman_baseline_force": 0.48,
-        }
+        pairs = frame_pairs(tables["incumbent/fresh"])
+        coverage = report(
+            pairs.errors_eV_A,
+            pairs.sigmas_eV_A,
+            pairs.forces_eV_A,
+            calibration=synthetic_calibration(before),
+        )
         promoted = cycle != 2
         rmse = {k: errors[f"{k}/audit"].force_rmse_eV_A for k in ("incumbent", "challenger")}
         verdict = Verdict(
@@ -445,9 +444,7 @@ class _Author:
                 promoted=promoted,
                 verdict=verdict.sentences,
                 errors=errors,
-                calibration=Calibration(
-                    factor=FACTOR, nominal=0.9, n=len(fresh), measured=0.91 if cycle < 3 else None
-                ),
+                calibration=synthetic_calibration(generation),
                 history=[{"epoch": float(e), "loss": float(0.1 * np.exp(-e / 12))} for e in epochs],
                 training={"epochs": 60, "learning_rate": 2e-3},
                 fresh_coverage=coverage,
@@ -484,7 +481,7 @@ class _Author:
                 kind="production",
                 state=CycleState.DONE,
                 incumbent_id=self.incumbent,
-                calibration=Calibration(n=20),
+                calibration=synthetic_calibration(len(self.models) - 1),
                 stages=stages,
                 errors=errors,
                 created=opened,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otf_workflows.schemas import Attempt, ErrorStatistics, LabelResult
+from otf_workflows.schemas import Attempt, Calibration, ErrorStatistics, LabelResult
 from otf_workflows.types import FailureCause
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ SLOPES = (0.82, 0.93, 0.97, 0.965, 0.985)
 """Slope of the forces of the pretrained model and of the model of each cycle."""
 NOISES_eV_A = (0.055, 0.034, 0.022, 0.024, 0.016)
 """Scatter of their forces (eV/Å)."""
+FACTOR = 1.45
+"""Calibrated uncertainty over raw uncertainty of all trained models."""
 SHELLS = {
     "Cl-Cl": ((0.707, 12), (1.0, 6), (1.225, 24)),
     "Cl-Li": ((0.5, 6), (0.866, 8), (1.118, 24)),
@@ -141,6 +143,13 @@ def synthetic_failure(cause: FailureCause, *, started: datetime) -> list[Attempt
         )
         for number, changes in ((1, {}), (2, {"mixing_beta": 0.2}))
     ]
+
+
+def synthetic_calibration(generation: int) -> Calibration:
+    """Return how the uncertainty of a generation of models is read; see synthetic_evaluation."""
+    if generation == 0:
+        return Calibration()
+    return Calibration(factor=FACTOR, n=10 * generation, n_atoms=8)
 
 
 def synthetic_evaluation(generation: int, truths: dict[str, np.ndarray]) -> dict[str, Any]:

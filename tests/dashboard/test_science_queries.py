@@ -138,6 +138,13 @@ def test_all_campaigns_are_listed_with_their_material(store):
     assert not lines["running"].has_production
 
 
+def figures_of(view):
+    """Return the figures of a cycle by name."""
+    from otf_workflows.dashboard.figures.cycle import figures
+
+    return {figure.name: figure for figure in figures(view)}
+
+
 # -- cycle ---------------------------------------------------------------------------------------
 
 
@@ -165,6 +172,24 @@ def test_uncertainty_is_shown_as_it_was_read_in_that_cycle(store):
     np.testing.assert_allclose([point.sigma_eV_A for point in view.points], 2.0 * raw)
     np.testing.assert_allclose([p.error_eV_A for p in view.points], table["worst_error_eV_A"])
     assert all(point.calibrated for point in view.points)
+
+
+def test_reliability_and_ranking_of_a_cycle_stand_beside_plain_force(store):
+    view = cycle_view(store, "finished", 2)
+    figure = figures_of(view)["reliability"]
+    recorded = view.document.fresh_coverage
+    assert figure.traces[1]["x"] == [50.0, 80.0, 90.0, 95.0]
+    assert figure.traces[1]["y"][2] == pytest.approx(100 * recorded["reliability_90"], rel=1e-3)
+    rows = [row[0] for row in figures_of(view)["calibration"].table.rows]
+    assert sum("AUROC" in row for row in rows) == 1
+    assert sum("plain |F|" in row for row in rows) == 2
+
+
+def test_production_has_a_reliability_diagram_from_its_own_audit(store):
+    document = store.cycles("finished")[-1]
+    assert (document.kind, document.fresh_coverage) == ("production", {})
+    figure = figures_of(cycle_view(store, "finished", document.cycle))["reliability"]
+    assert len(figure.traces) == 2
 
 
 def test_error_by_element_is_that_of_the_report(store, report):

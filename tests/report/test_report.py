@@ -63,8 +63,8 @@ def test_every_part_of_a_finished_campaign_is_on_the_page(page):
     )
     assert [h for h in headings if h not in page.text] == []
     names = {attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and "role" in attrs}
-    # Shares of time, parity (3), learning, σ, walkers (4), RDF, MSD, production (2).
-    assert len(names) == 14
+    # Shares of time, parity (3), learning, σ, reliability, walkers (4), RDF, MSD, production (2).
+    assert len(names) == 15
     assert "missing" not in {attrs.get("class") for _, attrs in page.tags}
 
 
@@ -183,6 +183,16 @@ def test_uncertainty_is_calibrated_and_only_of_unseen_frames(store):
     assert data.coverage.n == len(calibrated)
     covered = sum(p.error_eV_A <= p.sigma_eV_A for p in calibrated)
     assert data.coverage.measured == pytest.approx(covered / len(calibrated))
+
+
+def test_reliability_and_ranking_stand_beside_plain_force(store, page):
+    coverage = report_data(store, "finished").coverage
+    assert list(coverage.levels) == ["50", "80", "90", "95"]
+    assert list(coverage.levels.values()) == sorted(coverage.levels.values())
+    assert coverage.levels["90"] == pytest.approx(coverage.measured, abs=0.05)
+    assert {"auroc", "auroc_force", "spearman", "spearman_force"} <= coverage.model_fields_set
+    for words in ("AUROC", "Spearman", "plain |F|", "errors below the 95 % multiple"):
+        assert words in page.text
 
 
 def test_decision_log_tells_every_verdict_in_order(store, page):

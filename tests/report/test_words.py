@@ -3,7 +3,7 @@
 import pytest
 
 from otf_workflows.report import words
-from otf_workflows.schemas import Frame
+from otf_workflows.schemas import Calibration, Frame
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,15 @@ def test_sentences(text, said):
 @pytest.mark.parametrize(("hours", "text"), [(0.0, "0.00"), (0.0042, "0.0042"), (12.345, "12.35")])
 def test_small_core_hours_are_not_rounded_to_nothing(hours, text):
     assert words.core_hours(hours) == text
+
+
+def test_a_calibration_says_its_floor_and_for_which_cell():
+    assert words.calibration(Calibration()) == "not calibrated"
+    plain = words.calibration(Calibration(factor=3.2, n=12))
+    assert plain == "σ × 3.2, from 12 unseen labels, meant to cover 90\u202f%"
+    full = words.calibration(
+        Calibration(factor=3.2, floor_eV_A=0.0182, n=1, n_atoms=8, measured=0.75)
+    )
+    assert full.startswith("√((σ × 3.2)² + 0.018²) eV/Å, from 1 unseen label,")
+    assert "worst of 8 atoms" in full
+    assert full.endswith("covered 75\u202f% of the next ones")

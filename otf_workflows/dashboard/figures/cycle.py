@@ -18,6 +18,7 @@ from otf_workflows.dashboard.figures.base import (
     Table,
     axis,
     diagonal,
+    error_bar,
     level,
     log_axis,
     number,
@@ -43,9 +44,9 @@ def figures(view: CycleView) -> list[Figure]:
     """Return the figures of the page, in their order."""
     compared = [force_parity(view), energy_parity(view), elements(view)]
     if view.document.kind == "production":
-        return [calibration(view), *compared]
+        return [calibration(view), reliability(view), *compared]
     learned = training(view.challenger.history if view.challenger else [])
-    return [uncertainty(view), calibration(view), learned, *compared]
+    return [uncertainty(view), calibration(view), reliability(view), learned, *compared]
 
 
 # -- walkers -------------------------------------------------------------------------------------
@@ -229,13 +230,8 @@ def calibration(view: CycleView) -> Figure:
 
 
 def _coverage_table(view: CycleView) -> Table:
-    c = view.document.fresh_coverage
+    c = honesty(view)
     rows = []
-    if "coverage" not in c and view.points:
-        covered = sum(p.error_eV_A <= p.sigma_eV_A for p in view.points)
-        nominal = words.percent(view.document.calibration.nominal)
-        said = f"{covered} of {words.count(len(view.points), 'label')}"
-        rows.append(["covered (error below σ)", said, f"{nominal} meant"])
     if "coverage" in c:
         rows.append(
             [
@@ -244,13 +240,85 @@ def _coverage_table(view: CycleView) -> Table:
                 f"{words.percent(c['nominal'])} meant" if "nominal" in c else "",
             ]
         )
-    for key, name in (
-        ("spearman", "rank correlation of σ with the error"),
-        ("spearman_baseline_force", "the same of plain |F|, the baseline"),
+    for key, name, chance in (
+        ("spearman", "rank correlation of σ with the error", "0 is chance"),
+        ("spearman_baseline_force", "the same of plain |F|, the baseline", "0 is chance"),
+        ("auroc_worst", "σ finds the worst 10 % of frames (AUROC)", "0.5 is chance"),
+        ("auroc_worst_baseline_force", "the same of plain |F|, the baseline", "0.5 is chance"),
     ):
         if c.get(key) is not None:
-            rows.append([name, number(c[key]), "1 is perfect, 0 is chance"])
+            rows.append([name, number(c[key]), f"1 is perfect, {chance}"])
     return Table(["", "value", ""], rows)
+
+
+def honesty(view: CycleView) -> dict[str, float]:
+    """Return coverage, reliability and ranking of σ on the labels that the model had not seen.
+
+    As the cycle recorded it; where it did not (production), from the points themselves.
+    """
+    from otf_workflows.calibration import report
+
+    if view.document.fresh_coverage or not view.points:
+        return view.document.fresh_coverage
+    return report(
+        [p.error_eV_A for p in view.points],
+        [p.sigma_eV_A for p in view.points],
+        [p.force_eV_A for p in view.points],
+        # The points are calibrated already.
+        calibration=view.document.calibration.model_copy(update={"factor": 1.0, "floor_eV_A": 0.0}),
+    )
+
+
+def reliability(view: CycleView) -> Figure:
+    """Return measured against promised coverage at several multiples of σ."""
+    from scipy.stats import binomtest
+
+    found = honesty(view)
+    levels = {
+        float(name.removeprefix("reliability_")): share
+        for name, share in found.items()
+        if name.startswith("reliability_")
+    }
+    traces: list[dict[str, Any]] = []
+    n = round(found.get("n", 0))
+    if levels and n:
+        intervals = [
+            binomtest(round(share * n), n).proportion_ci(method="wilson")
+            for share in levels.values()
+        ]
+        low, high = [100 * i.low for i in intervals], [100 * i.high for i in intervals]
+        measured = [100 * share for share in levels.values()]
+        traces = [
+            diagonal([0, 100], [0, 100]),
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": "fresh labels",
+                "x": list(levels),
+                "y": rounded(measured),
+                "error_y": error_bar(low, measured, high),
+                "line": {"color": BLUE, "width": 1.8},
+                "marker": {"size": 8},
+                "hovertemplate": "promised %{x:.0f} %, measured %{y:.0f} %<extra></extra>",
+            },
+        ]
+    return Figure(
+        name="reliability",
+        title="Reliability of the uncertainty",
+        traces=traces,
+        layout={
+            "xaxis": axis("promised share of errors below σ (%)", range=[40, 100]),
+            "yaxis": axis("measured share (%)", range=[0, 104]),
+            "showlegend": False,
+        },
+        table=Table(
+            ["promised", "measured"],
+            [[f"{level:.0f} %", words.percent(share)] for level, share in levels.items()],
+        ),
+        note="Above the line errors were smaller than promised. The bars are 95 % intervals: with "
+        f"{words.count(n, 'label')} nothing narrower can be said.",
+        empty="No label of this cycle has been compared with the model that drove it.",
+    )
 
 
 # -- training ------------------------------------------------------------------------------------
