@@ -53,6 +53,10 @@ class Start(Section):
         return self
 
 
+MIN_BIASED_STEPS = 200
+"""Least length of a segment with a bias, half of which then acts."""
+
+
 class Ramp(Section):
     """Heating, cooling or compressing while walkers run.
 
@@ -84,6 +88,28 @@ class Ramp(Section):
         return 1 - abs(share % 2 - 1) if self.back else min(share, 1.0)
 
 
+class Bias(Section):
+    """Pushing some walkers to where the model is unsure, for events too rare for plain MD.
+
+    It acts as soon as the model has been fitted to labels, after the first 100 steps of a segment,
+    which say how large the spread is in thermal motion. Biased walkers only look for frames: their
+    checks are in no average, and random audit frames come from the others.
+    """
+
+    strength_eV: float = Field(
+        gt=0, le=10, description="The most that a barrier is lowered by (eV), whole cell."
+    )
+    width_eV: float | None = Field(
+        None,
+        gt=0,
+        description="Spread of the energy at which 63 % of that are reached (eV, whole cell); "
+        "null for three times the thermal one.",
+    )
+    walkers: int = Field(
+        1, ge=1, description="So many of walkers_per_temperature, the last ones, are biased."
+    )
+
+
 class Exploration(Section):
     """MD with the current potential."""
 
@@ -97,6 +123,7 @@ class Exploration(Section):
         CellMotion.ISOTROPIC, description="What a pressure changes: the volume, or the shape too."
     )
     ramp: Ramp | None = Field(None, description="Let temperature or pressure change on the way.")
+    bias: Bias | None = Field(None, description="Push some walkers to where the model is unsure.")
     walkers_per_temperature: int = Field(1, ge=1, le=1000, description="Walkers, seeds differ.")
     supercell: tuple[int, int, int] = Field((1, 1, 1), description="Repeats of the structure.")
     cell_shapes: int = Field(
@@ -139,6 +166,28 @@ class Exploration(Section):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _biased(self) -> Self:
+        if self.bias is None:
+            return self
+        if self.bias.walkers >= self.walkers_per_temperature:
+            msg = (
+                "bias.walkers must be fewer than walkers_per_temperature: audits and averages "
+                "need walkers that are not biased"
+            )
+            raise ValueError(msg)
+        if self.steps_per_cycle < MIN_BIASED_STEPS:
+            msg = f"a bias acts after 100 steps: set steps_per_cycle to {MIN_BIASED_STEPS} or more"
+            raise ValueError(msg)
+        return self
+
+    def is_biased(self, walker: int) -> bool:
+        """Return whether a walker, by its index among those of all temperatures, is biased."""
+        if self.bias is None:
+            return False
+        plain = self.walkers_per_temperature - self.bias.walkers
+        return walker % self.walkers_per_temperature >= plain
+
 
 class SelectionRules(Section):
     """Which frames are worth a DFT calculation."""
@@ -175,6 +224,13 @@ EPOCHS_FROM_SCRATCH = 300
 """Random weights are further from the goal than pretrained ones."""
 
 
+class Replay(Section):
+    """Other crystals of the same elements, labelled by the pretrained potential: no forgetting."""
+
+    n: int = Field(0, ge=0, le=1000, description="Such structures trained on as well; 0 for none.")
+    weight: float = Field(0.2, gt=0, le=1, description="Weight of each in the loss; a label has 1.")
+
+
 class TrainingRules(Section):
     """Fine-tuning."""
 
@@ -196,6 +252,14 @@ class TrainingRules(Section):
     validation_fraction: float = Field(
         0.15, gt=0, lt=0.5, description="Share of labels kept for early stopping."
     )
+    replay: Replay = Field(default_factory=Replay)
+
+    @model_validator(mode="after")
+    def _something_to_forget(self) -> Self:
+        if self.from_scratch and self.replay.n:
+            msg = "replay keeps what was pretrained, but from_scratch starts from random weights"
+            raise ValueError(msg)
+        return self
 
 
 class Convergence(Section):

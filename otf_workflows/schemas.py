@@ -216,10 +216,12 @@ class WalkerSegment(Document):
     n_steps_run: int = Field(description="MD steps computed, including those rewound.")
     n_checked: int = Field(description="Steps at which the uncertainty was read.")
     n_above: int = Field(description="Of these, steps with uncertainty above the tolerance.")
-    n_early: int = Field(
-        0, description="Further readings, made at once because the novelty had risen."
+    n_extra: int = Field(
+        0,
+        description="Further readings, in no average: made early because the novelty had risen, "
+        "or by a biased walker.",
     )
-    n_early_above: int = Field(0, description="Of these, readings above the tolerance.")
+    n_extra_above: int = Field(0, description="Of these, readings above the tolerance.")
     stop_reason: StopReason = Field(description="Why the segment ended.")
     stop_message: str = Field("", description="One sentence on it.")
     steps: list[int] = Field(default_factory=list, description="Checked steps (≤ 1000 kept).")
@@ -231,6 +233,9 @@ class WalkerSegment(Document):
     )
     targets_K: list[float] = Field(
         default_factory=list, description="Thermostat temperature at these (K)."
+    )
+    bias_eV: list[float] = Field(
+        default_factory=list, description="Bias energy at these (eV); empty without a bias."
     )
     candidates: list[Frame] = Field(
         default_factory=list, description="Frames above the tolerance, with features."

@@ -19,8 +19,10 @@ from otf_workflows.types import CellMotion
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from ase.calculators.calculator import Calculator
 
     from otf_workflows.campaign import Ramp
+    from otf_workflows.exploration.bias import UncertaintyBias
     from otf_workflows.potentials.base import Potential
 
 
@@ -133,6 +135,25 @@ def rng_from_state(state: dict[str, Any]) -> np.random.Generator:
     return rng
 
 
+def biased(potential: Potential, bias: UncertaintyBias) -> Calculator:
+    """Return a calculator of a potential with a bias.
+
+    Raises
+    ------
+    InputError
+        If the potential cannot be biased.
+    """
+    from otf_workflows.exploration.bias import BiasedCalculator
+    from otf_workflows.potentials.base import Tiltable
+
+    if not isinstance(potential, Tiltable):
+        raise InputError(
+            f"The potential {potential.name} cannot be biased.",
+            hint="leave out exploration.bias, or choose another potential",
+        )
+    return BiasedCalculator(potential, bias)
+
+
 class Dynamics:
     """MD from a checkpoint.
 
@@ -148,9 +169,19 @@ class Dynamics:
         Gives the forces.
     ensemble
         Conditions.
+    bias
+        Added to the potential, which must be a
+        :class:`~otf_workflows.potentials.base.Tiltable`; None for none.
     """
 
-    def __init__(self, checkpoint: Checkpoint, potential: Potential, ensemble: Ensemble) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        potential: Potential,
+        ensemble: Ensemble,
+        *,
+        bias: UncertaintyBias | None = None,
+    ) -> None:
         from ase import units
         from ase.constraints import FixCom
 
@@ -162,7 +193,7 @@ class Dynamics:
         self._atoms = checkpoint.frame.to_atoms()
         self._atoms.set_constraint(FixCom())
         self._atoms.set_velocities(np.array(checkpoint.velocities_A_fs) / units.fs)
-        self._atoms.calc = potential.calculator()
+        self._atoms.calc = potential.calculator() if bias is None else biased(potential, bias)
         self._integrator = Integrator(
             self._atoms,
             timestep_fs=ensemble.timestep_fs,
@@ -225,7 +256,7 @@ class Dynamics:
 
     @property
     def forces_eV_A(self) -> np.ndarray:
-        """Present forces (eV/Å), shape (n, 3)."""
+        """Present forces (eV/Å), those of a bias included, shape (n, 3)."""
         return self._atoms.get_forces(apply_constraint=False)
 
     @property
@@ -237,11 +268,16 @@ class Dynamics:
         return float(prediction.novelty.max())
 
     @property
+    def bias_energy_eV(self) -> float:
+        """Present energy of the bias (eV); 0 without one."""
+        return float(getattr(self._atoms.calc, "bias_energy_eV", 0.0))
+
+    @property
     def stress_eV_A3(self) -> np.ndarray:
-        """Present stress without the motion of the atoms (eV/Å³), shape (3, 3), tension positive."""
+        """Present stress without the motion of the atoms (eV/Å³), shape (3, 3)."""
         return self._atoms.get_stress(voigt=False)
 
     @property
     def energy_eV(self) -> float:
-        """Present potential energy (eV)."""
+        """Present potential energy (eV), that of a bias included."""
         return float(self._atoms.get_potential_energy())

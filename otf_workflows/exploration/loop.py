@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from ase import Atoms
 
+    from otf_workflows.exploration.bias import UncertaintyBias
     from otf_workflows.exploration.health import Guards
     from otf_workflows.potentials.base import Potential
     from otf_workflows.schemas import Calibration
@@ -58,9 +59,9 @@ class Check:
         Calibrated worst-atom force uncertainty (eV/Å).
     stopped
         Whether a guard has already ended the run here.
-    early
-        Whether it was made before it was due, the novelty having risen. Such checks are where it
-        is uncertain, so they belong in no average and in no random sample.
+    fair
+        Whether it was made when due and without a bias. Others are where it is uncertain, so they
+        belong in no average and in no random sample.
     """
 
     index: int
@@ -68,7 +69,7 @@ class Check:
     atoms: Atoms
     sigma_eV_A: float
     stopped: bool
-    early: bool = False
+    fair: bool = True
 
 
 class Observer(Protocol):
@@ -92,10 +93,11 @@ class LoopState(Document):
     n_steps_run: int = Field(0, description="MD steps made.")
     n_checked: int = Field(0, description="Checks made.")
     n_above: int = Field(0, description="Checks above the tolerance.")
-    n_early: int = Field(0, description="Further checks, made before they were due.")
-    n_early_above: int = Field(0, description="Of these, checks above the tolerance.")
+    n_extra: int = Field(0, description="Further checks, early or with a bias.")
+    n_extra_above: int = Field(0, description="Of these, checks above the tolerance.")
     last_check: int = Field(0, description="MD steps made at the last check.")
     highest_novelty: float | None = Field(None, description="Of an atom, at all checks.")
+    bias: dict[str, Any] = Field(default_factory=dict, description="Memory of the bias.")
     n_records: int = Field(0, description="Valid records in the file beside.")
     seconds: float = Field(0.0, description="Wall time so far (s).")
     memory: dict[str, Any] = Field(default_factory=dict, description="Of the observer.")
@@ -132,6 +134,8 @@ class MdLoop:
     early_checks
         Also read it as soon as the novelty rises above what was checked so far, where the
         calculator of the potential knows the novelty at every step.
+    bias
+        Pushes the walker, once the steps before the first save have shown it what is thermal.
     inputs_digest
         Hash of all inputs.
     scratch
@@ -153,6 +157,7 @@ class MdLoop:
         inputs_digest: str,
         scratch: Path | None,
         early_checks: bool = False,
+        bias: UncertaintyBias | None = None,
     ) -> None:
         self.potential = potential
         self.ensemble = ensemble
@@ -163,6 +168,7 @@ class MdLoop:
         self.calibration = calibration
         self.observer = observer
         self.early_checks = early_checks
+        self.bias = bias
         self.scratch = scratch
         self.reason: StopReason | None = None
         self.message = ""
@@ -174,6 +180,8 @@ class MdLoop:
             if saved is not None:
                 self.state = saved
                 observer.recall(saved.memory)
+                if bias is not None:
+                    bias.recall(saved.bias)
         self.recorder = Recorder(
             n_atoms,
             path=scratch / "records.bin" if scratch else None,
@@ -195,7 +203,7 @@ class MdLoop:
         return self.dynamics.checkpoint() if self.dynamics else self.state.current
 
     def _run(self) -> None:
-        self.dynamics = Dynamics(self.state.current, self.potential, self.ensemble)
+        self._begin()
         if self.state.n_steps_run == 0:
             self._check()
         while self.reason is None and self.state.n_steps_run < self.n_steps:
@@ -249,29 +257,31 @@ class MdLoop:
             self._stop(StopReason.FORCE, "The uncertainty of the forces is not a finite number.")
             return
         index = self.state.n_checked
-        self._count(sigma > self.tolerance_eV_A, prediction.novelty, early=early)
+        fair = not early and self.bias is None
+        self._count(sigma > self.tolerance_eV_A, prediction.novelty, fair=fair)
         self.recorder.append(
             step=dynamics.step_count,
             temperature_K=dynamics.temperature_K,
             energy_eV=prediction.energy_eV,
             sigma_eV_A=sigma,
+            bias_eV=dynamics.bias_energy_eV,
             atoms=atoms,
         )
         stopped = self.reason is not None
-        check = Check(index, dynamics.step_count, atoms, sigma, stopped=stopped, early=early)
+        check = Check(index, dynamics.step_count, atoms, sigma, stopped=stopped, fair=fair)
         verdict = self.observer.checked(check, self)
         if verdict and self.reason is None:
             self._stop(*verdict)
 
-    def _count(self, above: bool, novelty: np.ndarray | None, *, early: bool) -> None:
+    def _count(self, above: bool, novelty: np.ndarray | None, *, fair: bool) -> None:
         state = self.state
         state.last_check = state.n_steps_run
-        if early:
-            state.n_early += 1
-            state.n_early_above += above
-        else:
+        if fair:
             state.n_checked += 1
             state.n_above += above
+        else:
+            state.n_extra += 1
+            state.n_extra_above += above
         if novelty is not None:
             state.highest_novelty = max(state.highest_novelty or 0.0, float(novelty.max()))
 
@@ -284,11 +294,17 @@ class MdLoop:
         """Write the state, if there is a folder, and start anew from it."""
         self._account()
         self.state.current = self._moving().checkpoint()
+        if self.bias is not None:
+            self.bias.settle()
+            self.state.bias = self.bias.memory()
         if self.scratch is not None:
             self.state.n_records = self.recorder.save()
             self.state.memory = self.observer.memory()
             write_state(self.scratch, self.state)
-        self.dynamics = Dynamics(self.state.current, self.potential, self.ensemble)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.dynamics = Dynamics(self.state.current, self.potential, self.ensemble, bias=self.bias)
 
     def _account(self) -> None:
         now = time.monotonic()

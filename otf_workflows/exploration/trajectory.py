@@ -28,6 +28,7 @@ def record_type(n_atoms: int) -> np.dtype:
             ("temperature_K", "<f8"),
             ("energy_eV", "<f8"),
             ("sigma_eV_A", "<f8"),
+            ("bias_eV", "<f8"),
             ("cell_A", "<f4", (3, 3)),
             ("positions_A", "<f4", (n_atoms, 3)),
         ]
@@ -69,6 +70,7 @@ class Recorder:
         energy_eV: float,
         sigma_eV_A: float,
         atoms: Atoms,
+        bias_eV: float = 0.0,
     ) -> None:
         """Add one record."""
         record = np.zeros(1, dtype=self._type)
@@ -76,6 +78,7 @@ class Recorder:
         record["temperature_K"] = temperature_K
         record["energy_eV"] = energy_eV
         record["sigma_eV_A"] = sigma_eV_A
+        record["bias_eV"] = bias_eV
         record["cell_A"] = atoms.cell.array
         record["positions_A"] = atoms.get_positions()
         self._chunks.append(record)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from otf_workflows.campaign import Exploration
+    from otf_workflows.exploration.bias import UncertaintyBias
     from otf_workflows.potentials.base import Potential
     from otf_workflows.schemas import Calibration
 
@@ -127,6 +128,7 @@ def explore(
         cell=rules.cell,
         ramp=rules.ramp,
     )
+    bias, unbiased = _bias(rules, walker, potential)
     start = checkpoint or first_checkpoint(atoms, temperature_K=temperature_K, seed=(seed,))
     observer = _Collector(
         start=start,
@@ -165,6 +167,7 @@ def explore(
         calibration=calibration,
         observer=observer,
         early_checks=rules.early_checks,
+        bias=bias,
         inputs_digest=digest(
             frame=frame.model_dump(mode="json"),
             rules=rules.model_dump(mode="json"),
@@ -179,7 +182,23 @@ def explore(
         scratch=scratch,
     )
     loop.run()
-    return _segment(loop, observer, first=checkpoint is None or left is not None, note=left)
+    return _segment(
+        loop, observer, first=checkpoint is None or left is not None, notes=[unbiased, left]
+    )
+
+
+def _bias(
+    rules: Exploration, walker: int, potential: Potential
+) -> tuple[UncertaintyBias | None, str | None]:
+    """Return the bias of a walker, or why one that is to be biased is not."""
+    from otf_workflows.exploration.bias import UncertaintyBias
+
+    if rules.bias is None or not rules.is_biased(walker):
+        return None, None
+    if getattr(potential, "heads", ()) is None:
+        return None, "Not biased, the model having no uncertainty heads yet."
+    bias = UncertaintyBias(strength_eV=rules.bias.strength_eV, width_eV=rules.bias.width_eV)
+    return bias, None
 
 
 class _Collector:
@@ -215,7 +234,7 @@ class _Collector:
         else:
             self.candidates.skip()
         # The start is either the ideal structure or the end of the previous segment.
-        if check.index % POOL_GAP == 1 and not check.early:
+        if check.index % POOL_GAP == 1 and check.fair:
             if self.pool.place() is not None:
                 self.pool.put(self._checked(check, loop, Purpose.AUDIT))
             else:
@@ -342,7 +361,9 @@ class Reservoir:
         self._frames = [Frame.model_validate(frame) for frame in memory["frames"]]
 
 
-def _segment(loop: MdLoop, observer: _Collector, *, first: bool, note: str | None) -> WalkerSegment:
+def _segment(
+    loop: MdLoop, observer: _Collector, *, first: bool, notes: list[str | None]
+) -> WalkerSegment:
     """Return the document of a finished loop; ``first`` if its start is no earlier end."""
     state = loop.state
     ended = loop.checkpoint()
@@ -361,14 +382,15 @@ def _segment(loop: MdLoop, observer: _Collector, *, first: bool, note: str | Non
         n_steps_run=state.n_steps_run,
         n_checked=state.n_checked,
         n_above=state.n_above,
-        n_early=state.n_early,
-        n_early_above=state.n_early_above,
+        n_extra=state.n_extra,
+        n_extra_above=state.n_extra_above,
         stop_reason=loop.reason or StopReason.COMPLETED,
-        stop_message=" ".join(part for part in (note, loop.message) if part),
+        stop_message=" ".join(part for part in (*notes, loop.message) if part),
         steps=shown["step"].tolist(),
         sigmas_eV_A=shown["sigma_eV_A"].tolist(),
         temperatures_K=shown["temperature_K"].tolist(),
         targets_K=[loop.ensemble.temperature_at_K(int(step)) for step in shown["step"]],
+        bias_eV=shown["bias_eV"].tolist() if loop.bias else [],
         candidates=observer.candidates.frames() + ([observer.last] if observer.last else []),
         pool=observer.pool.frames(),
         blob={

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from otf_workflows.errors import PotentialError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from ase import Atoms
@@ -82,6 +82,41 @@ class Potential(Protocol):
 
     def dump(self) -> bytes:
         """Return weights, heads and latent statistics as bytes."""
+
+
+@runtime_checkable
+class Tiltable(Protocol):
+    """What a potential needs besides, to be tilted by a function of the energies of its heads."""
+
+    heads: np.ndarray | None
+    """Changes of the last weights, shape (n_heads, d); None before they are fitted."""
+
+    def predict_tilted(
+        self, atoms: Atoms, slopes: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[Prediction, np.ndarray]:
+        """Return energy, and forces and stress with a bias, for the price of a plain prediction.
+
+        Parameters
+        ----------
+        atoms
+            Structure.
+        slopes
+            Gives the derivative of the bias by each head energy, from the head energies (eV); both
+            of shape (n_heads,).
+
+        Returns
+        -------
+        tuple
+            The prediction, whose energy is that without the bias, and the head energies (eV): what
+            each head adds to the energy, shape (n_heads,).
+
+        Raises
+        ------
+        InputError
+            If there are no heads.
+        PotentialError
+            As of ``predict``.
+        """
 
 
 @runtime_checkable

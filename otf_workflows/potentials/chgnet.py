@@ -18,11 +18,12 @@ from otf_workflows.errors import InputError
 from otf_workflows.potentials import chgnet_forward as net
 from otf_workflows.potentials import chgnet_graph as graphs
 from otf_workflows.potentials import chgnet_weights as weights
+from otf_workflows.potentials import heads as last_layer
 from otf_workflows.potentials.base import PotentialError, Prediction
 from otf_workflows.potentials.registry import check_elements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ase import Atoms
     from chgnet.model import CHGNet
@@ -111,6 +112,31 @@ class CHGNetPotential:
             for index, prediction in zip(indices, batch, strict=True):
                 predictions[index] = prediction
         return [prediction for prediction in predictions if prediction is not None]
+
+    def predict_tilted(
+        self, atoms: Atoms, slopes: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[Prediction, np.ndarray]:
+        """Return energy, forces and stress with a bias, and head energies, in one backward pass.
+
+        See :class:`~otf_workflows.potentials.base.Tiltable`.
+        """
+        ((_, graph),) = self._batches([atoms])
+        with _inference(self.model, self._parameters):
+            vectors = self._vectors(graph).requires_grad_()
+            output = net.forward(self.model, graph, vectors)
+            slope, head_energies = last_layer.tilted_slope(
+                output.site_energies_eV, output.hidden, vectors, self.heads, slopes
+            )
+        energy = output.site_energies_eV.detach().double().sum().item()
+        energy += net.reference_energies_eV(self.model, graph).item()
+        (forces,), (stress,) = graphs.forces_and_stress(graph, slope)
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            raise PotentialError(
+                "Energy or forces are not finite.", hint="look for atoms on top of each other"
+            )
+        latent = output.features.detach().double().cpu().numpy()
+        novelty = None if self.latent is None else self.latent.novelty(latent)
+        return Prediction(energy, forces, stress, novelty=novelty), head_energies
 
     def features(self, structures: Sequence[Atoms]) -> np.ndarray:
         """Return structure-mean readout features, shape (n_structures, d). No backward pass."""

@@ -15,7 +15,7 @@ from otf_workflows.errors import InputError
 from otf_workflows.potentials.chgnet_graph import forces_on_atoms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ase import Atoms
 
@@ -45,6 +45,44 @@ def head_forces(
         (slope,) = torch.autograd.grad(total @ change, vectors_A, retain_graph=True)
         forces.append(forces_on_atoms(graph, slope.double().cpu().numpy()))
     return forces
+
+
+def tilted_slope(
+    sites_eV: torch.Tensor,
+    hidden: torch.Tensor,
+    vectors_A: torch.Tensor,
+    heads: np.ndarray | None,
+    slopes: Callable[[np.ndarray], np.ndarray],
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the derivative by bond vectors of energy plus bias, and the head energies (eV).
+
+    The energy of a head is linear in its weights, so by the chain rule the bias has the derivative
+    of one more head, with the weights Σ slope × Δw: one backward pass for everything.
+
+    Parameters
+    ----------
+    sites_eV
+        Energy of each atom of one structure (eV), shape (n,).
+    hidden, vectors_A, heads
+        As of :func:`head_forces`.
+    slopes
+        Derivative of the bias by each head energy, as a function of the head energies (eV).
+
+    Raises
+    ------
+    InputError
+        If there are no heads.
+    """
+    if heads is None:
+        raise InputError(
+            "A model without uncertainty heads cannot be biased.",
+            hint="fit its uncertainty to labels first",
+        )
+    total = hidden.sum(dim=0).double()
+    energies = total.detach().cpu().numpy() @ heads.T
+    tilt = torch.as_tensor(slopes(energies) @ heads, device=total.device)
+    (slope,) = torch.autograd.grad(sites_eV.double().sum() + total @ tilt, vectors_A)
+    return slope, energies
 
 
 def check_labels(structures: Sequence[Atoms], forces_eV_A: Sequence[np.ndarray]) -> None:

@@ -20,7 +20,7 @@ from otf_workflows.potentials.base import PotentialError, Prediction
 from otf_workflows.potentials.registry import check_elements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ase import Atoms
 
@@ -106,6 +106,31 @@ class SevenNetPotential:
             chosen = [others[i] for i in indices]
             predictions += self._evaluate(graph, chosen, with_heads=uncertainty)
         return predictions
+
+    def predict_tilted(
+        self, atoms: Atoms, slopes: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[Prediction, np.ndarray]:
+        """Return energy, forces and stress with a bias, and head energies, in one backward pass.
+
+        See :class:`~otf_workflows.potentials.base.Tiltable`.
+        """
+        ((_, graph),) = self._batches([atoms])
+        with heads.flush_denormals():
+            vectors = self._vectors(graph).requires_grad_()
+            output = net.forward(self.network, graph, vectors)
+            slope, head_energies = heads.tilted_slope(
+                output.site_energies_eV, output.hidden, vectors, self.heads, slopes
+            )
+        energy = output.site_energies_eV.detach().double().sum().item()
+        energy += self.network.reference_energies_eV(graph).item()
+        (forces,), (stress,) = graphs.forces_and_stress(graph, slope)
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            raise PotentialError(
+                "Energy or forces are not finite.", hint="look for atoms on top of each other"
+            )
+        latent = output.features.detach().double().cpu().numpy()
+        novelty = None if self.latent is None else self.latent.novelty(latent)
+        return Prediction(energy, forces, stress, novelty=novelty), head_energies
 
     def features(self, structures: Sequence[Atoms]) -> np.ndarray:
         """Return structure-mean invariants, shape (n_structures, d). No backward pass."""
