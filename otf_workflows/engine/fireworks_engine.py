@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from otf_workflows.connection import connect, job_store, require_persistent, translated
 from otf_workflows.engine.base import RELABEL
-from otf_workflows.engine.launchpad import HOLDS, launchpad
+from otf_workflows.engine.hold import HoldsCampaigns
+from otf_workflows.engine.launchpad import launchpad
 from otf_workflows.engine.records import FIREWORK_FIELDS, LAUNCH_FIELDS, job_record
 from otf_workflows.engine.routing import LATE, PRIORITY, route
 from otf_workflows.errors import InputError, NotFoundError, PartialError
@@ -19,12 +20,11 @@ if TYPE_CHECKING:
     from otf_workflows.engine.base import JobRecord
     from otf_workflows.settings import Site
 
-_NOT_STARTED = ["WAITING", "READY"]
 _UNTOUCHED = {"WAITING", "PAUSED"}
 _ENDED = {"COMPLETED", "FIZZLED", "ARCHIVED"}
 
 
-class FireWorksEngine:
+class FireWorksEngine(HoldsCampaigns):
     """Runs flows through FireWorks; workers take their jobs by category.
 
     Parameters
@@ -39,6 +39,9 @@ class FireWorksEngine:
     DatabaseError
         If the server does not answer or refuses us.
     """
+
+    not_started = ("WAITING", "READY")
+    given_up = "DEFUSED"
 
     def __init__(self, site: Site, *, patience_s: float = 3.0) -> None:
         self.site = site
@@ -85,7 +88,7 @@ class FireWorksEngine:
             metadata=dict(key),
         )
         with translated(self.site):
-            self.database[HOLDS].delete_one({"_id": campaign, "state": "cancelled"})
+            self.lift_cancellation(campaign)
             ids = self.launchpad.add_wf(workflow)
             self.apply_hold(campaign)
         return [min(ids.values())]
@@ -183,50 +186,12 @@ class FireWorksEngine:
                 self.apply_hold(campaign)
         return sorted(gone)
 
-    def pause(self, campaign: str) -> int:
-        """Hold jobs that have not started, also those yet to be made; return how many."""
-        with translated(self.site):
-            self._hold(campaign, "paused")
-            return self.apply_hold(campaign)
-
-    def resume(self, campaign: str) -> int:
-        """Release held jobs; return how many."""
-        with translated(self.site):
-            self.database[HOLDS].delete_one({"_id": campaign})
-            return self._move(campaign, ["PAUSED"], "WAITING")
-
-    def cancel(self, campaign: str) -> int:
-        """Give up jobs that have not started, also those that running ones will make.
-
-        They count as failed. Submitting for the campaign again lifts this for the new workflow.
-        """
-        with translated(self.site):
-            self._hold(campaign, "cancelled")
-            return self.apply_hold(campaign)
-
     def recover(self) -> list[str]:
         """Put back jobs whose worker is gone, free stale locks; return sentences."""
         from otf_workflows.engine.recovery import recover
 
         with translated(self.site):
             return recover(self.launchpad)
-
-    def held(self) -> list[str]:
-        """Return the campaigns whose jobs nobody may start."""
-        with translated(self.site):
-            return [document["_id"] for document in self.database[HOLDS].find({}, {"_id": 1})]
-
-    def apply_hold(self, campaign: str) -> int:
-        """Hold or give up new jobs of a campaign on which a person has put a hold.
-
-        Workers call it after each job, since a running job may have made others.
-        """
-        hold = self.database[HOLDS].find_one({"_id": campaign})
-        if hold is None:
-            return 0
-        if hold["state"] == "paused":
-            return self._move(campaign, _NOT_STARTED, "PAUSED")
-        return self._move(campaign, [*_NOT_STARTED, "PAUSED"], "DEFUSED")
 
     # Helpers
 
@@ -236,10 +201,7 @@ class FireWorksEngine:
         found = self.launchpad.launches.find({"launch_id": {"$in": ids}}, LAUNCH_FIELDS)
         return {launch["fw_id"]: launch for launch in found}
 
-    def _hold(self, campaign: str, state: str) -> None:
-        self.database[HOLDS].update_one({"_id": campaign}, {"$set": {"state": state}}, upsert=True)
-
-    def _move(self, campaign: str, states: list[str], to: str) -> int:
+    def _move(self, campaign: str, states: Sequence[str], to: str) -> int:
         """Move fireworks from one of these states to another; return how many were moved.
 
         FireWorks' own ``defuse_fw`` starts a job again that has begun in the meantime; here the
@@ -248,12 +210,12 @@ class FireWorksEngine:
         from datetime import UTC, datetime
 
         pad = self.launchpad
-        query = {"spec.campaign": campaign, "state": {"$in": states}}
+        query = {"spec.campaign": campaign, "state": {"$in": list(states)}}
         ids = [document["fw_id"] for document in pad.fireworks.find(query, {"fw_id": 1})]
         moved = 0
         for fw_id in ids:
             change = {"$set": {"state": to, "updated_on": datetime.now(UTC).isoformat()}}
-            query = {"fw_id": fw_id, "state": {"$in": states}}
+            query = {"fw_id": fw_id, "state": {"$in": list(states)}}
             if pad.fireworks.find_one_and_update(query, change, {"fw_id": 1}) is not None:
                 pad._refresh_wf(fw_id)  # noqa: SLF001 - as pause_fw and resume_fw do
                 moved += 1

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from otf_workflows.engine.lean_launchpad import LeanLaunchPad
     from otf_workflows.settings import Site
 
-HOLDS = "otf_holds"
-"""Campaigns held by a person: {_id: campaign, state: 'paused' or 'cancelled'}."""
-
 _LAST_INDEX = "state_-1__id_-1"
 """What ``tuneup`` makes last, on the workflows: all is done when it is there."""
 _FIREWORK_KEYS = ("spec.stage", "spec.label_key", "spec._priority")

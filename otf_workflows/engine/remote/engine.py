@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from otf_workflows.connection import connect, job_store, require_persistent, translated
 from otf_workflows.engine.base import RELABEL
-from otf_workflows.engine.launchpad import HOLDS
+from otf_workflows.engine.hold import HoldsCampaigns
 from otf_workflows.engine.remote.controller import open_controller
 from otf_workflows.engine.remote.records import FIELDS, NOT_STARTED, job_record
 from otf_workflows.engine.routing import check_stages
@@ -35,7 +35,7 @@ _ENDED = {"COMPLETED", "FAILED"}
 _FAILED = {"FAILED", "REMOTE_ERROR"}
 
 
-class JobflowRemoteEngine:
+class JobflowRemoteEngine(HoldsCampaigns):
     """Runs flows through jobflow-remote.
 
     Parameters
@@ -52,6 +52,9 @@ class JobflowRemoteEngine:
     DatabaseError
         If the server does not answer or refuses us.
     """
+
+    not_started = NOT_STARTED
+    given_up = "USER_STOPPED"
 
     def __init__(self, site: Site, *, patience_s: float = 3.0) -> None:
         self.site = site
@@ -82,7 +85,7 @@ class JobflowRemoteEngine:
         flow.update_metadata(dict(key), dynamic=True)
         flow.metadata = dict(key)
         with translated(self.site):
-            self.database[HOLDS].delete_one({"_id": campaign, "state": "cancelled"})
+            self.lift_cancellation(campaign)
             self.controller.add_flow(flow, worker=str(Role.CONTROL), allow_external_references=True)
             self.apply_hold(campaign)
         return [flow.uuid]
@@ -164,30 +167,6 @@ class JobflowRemoteEngine:
             gone = [job for job in found if self._let_go_one(job["db_id"], job["uuid"])]
         return sorted(job["db_id"] for job in gone)
 
-    def pause(self, campaign: str) -> int:
-        """Hold jobs that have not started, also those yet to be made; return how many."""
-        with translated(self.site):
-            self._hold(campaign, "paused")
-            return self.apply_hold(campaign)
-
-    def resume(self, campaign: str) -> int:
-        """Release held jobs; return how many."""
-        with translated(self.site):
-            self.database[HOLDS].delete_one({"_id": campaign})
-            moved = self._move(campaign, ["PAUSED"], "WAITING")
-            for flow in self._flows_of(campaign):
-                self.controller.refresh_children(flow["jobs"])
-        return moved
-
-    def cancel(self, campaign: str) -> int:
-        """Give up jobs that have not started, also those that running ones will make.
-
-        They count as failed. Submitting for the campaign again lifts this for the new workflow.
-        """
-        with translated(self.site):
-            self._hold(campaign, "cancelled")
-            return self.apply_hold(campaign)
-
     def recover(self) -> list[str]:
         """Remove workflows that were added only half-way; return sentences.
 
@@ -206,20 +185,6 @@ class JobflowRemoteEngine:
                 sentences.append(f"Removed '{flow['name']}', which was added only half-way.")
         return sentences
 
-    def held(self) -> list[str]:
-        """Return the campaigns whose jobs nobody may start."""
-        with translated(self.site):
-            return [document["_id"] for document in self.database[HOLDS].find({}, {"_id": 1})]
-
-    def apply_hold(self, campaign: str) -> int:
-        """Hold or give up new jobs of a campaign on which a person has put a hold."""
-        hold = self.database[HOLDS].find_one({"_id": campaign})
-        if hold is None:
-            return 0
-        if hold["state"] == "paused":
-            return self._move(campaign, NOT_STARTED, "PAUSED")
-        return self._move(campaign, [*NOT_STARTED, "PAUSED"], "USER_STOPPED")
-
     # Helpers
 
     def _is_whole(self, flow: dict[str, Any]) -> bool:
@@ -227,16 +192,14 @@ class JobflowRemoteEngine:
         ids = [entry[0] for entry in flow["ids"]]
         return self.controller.jobs.count_documents({"db_id": {"$in": ids}}) == len(ids)
 
-    def _flows_of(self, campaign: str) -> list[dict[str, Any]]:
-        return list(self.controller.flows.find({"metadata.campaign": campaign}, {"jobs": 1}))
+    def _released(self, campaign: str) -> None:
+        for flow in self.controller.flows.find({"metadata.campaign": campaign}, {"jobs": 1}):
+            self.controller.refresh_children(flow["jobs"])
 
-    def _hold(self, campaign: str, state: str) -> None:
-        self.database[HOLDS].update_one({"_id": campaign}, {"$set": {"state": state}}, upsert=True)
-
-    def _move(self, campaign: str, states: list[str], to: str) -> int:
+    def _move(self, campaign: str, states: Sequence[str], to: str) -> int:
         """Move jobs from one of these states to another, at once; return how many were moved."""
         moved = self.controller.jobs.update_many(
-            {"job.metadata.campaign": campaign, "state": {"$in": states}},
+            {"job.metadata.campaign": campaign, "state": {"$in": list(states)}},
             {"$set": {"state": to, "updated_on": datetime.now(UTC)}},
         )
         return moved.modified_count

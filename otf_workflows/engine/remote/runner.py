@@ -23,7 +23,7 @@ from jobflow_remote.remote.data import get_local_data_path
 from qtoolkit.core.data_objects import QState
 
 from otf_workflows.engine.base import RELABEL
-from otf_workflows.engine.launchpad import HOLDS
+from otf_workflows.engine.hold import HOLDS
 from otf_workflows.engine.remote.execute import RESULT, has_ended
 from otf_workflows.engine.remote.failures import cause_of_loss
 from otf_workflows.engine.remote.labels import LabelGate, Turn
