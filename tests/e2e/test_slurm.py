@@ -202,6 +202,8 @@ class Trouble:
         """A batch job of a role that runs one of our jobs just now."""
 
         def found():
+            campaign = Store(self.database).campaign("si")
+            assert campaign.state is not CampaignState.FAILED, campaign.reason
             launches = self.database.launches.find({"state": "RUNNING"}, {"fworker.name": 1})
             names = {item["fworker"]["name"] for item in launches}
             jobs = [job for job in self.book.all() if job.state is BatchState.RUNNING]
