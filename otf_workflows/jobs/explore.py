@@ -6,14 +6,15 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.jobs import earlier_output, load_model, otf_job, scratch_folder
-from otf_workflows.schemas import Checkpoint
+from otf_workflows.schemas import Checkpoint, Origin
 from otf_workflows.types import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otf_workflows.campaign import Exploration, Seeding
-    from otf_workflows.schemas import Calibration, Frame, Origin, WalkerSegment
+    from otf_workflows.potentials.base import Potential
+    from otf_workflows.schemas import Calibration, Frame, WalkerSegment
 
 
 @otf_job(Stage.EXPLORE, expose_store=True)
@@ -62,7 +63,7 @@ def explore(
     scratch = scratch_folder()
     segment = advance(
         start,
-        load_model(potential, weights),
+        load_model(potential, weights) if weights else cold_start(potential, start, seed=seed),
         walker=walker,
         model_id=origin.model_id or potential,
         rules=rules,
@@ -85,6 +86,24 @@ def explore(
     )
     shutil.rmtree(scratch, ignore_errors=True)
     return segment
+
+
+def cold_start(potential: str, start: Frame, *, seed: int) -> Potential:
+    """Return the pretrained potential as a walker uses it before there is any label.
+
+    Its σ is the disagreement with another model. It also learns which surroundings are usual in
+    rattled and strained copies of the start, the first frames that will be labelled: with that
+    the novelty, free at every step, tells when a check should not wait.
+    """
+    from otf_workflows.campaign import Seeding
+    from otf_workflows.exploration import seed_frames
+    from otf_workflows.potentials.base import ColdStart
+
+    model = load_model(potential, None)
+    if not isinstance(model, ColdStart):
+        return model
+    frames = seed_frames([start], rules=Seeding(), seed=seed, origin=Origin())
+    return model.familiar_with([frame.to_atoms() for frame in frames])
 
 
 @otf_job(Stage.SEED)

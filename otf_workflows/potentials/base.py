@@ -120,6 +120,14 @@ class Tiltable(Protocol):
 
 
 @runtime_checkable
+class ColdStart(Protocol):
+    """What a potential needs besides, to notice new surroundings before there is any label."""
+
+    def familiar_with(self, structures: Sequence[Atoms]) -> Potential:
+        """Return one with the same weights and heads whose novelty is counted from these."""
+
+
+@runtime_checkable
 class TrainablePotential(Potential, Protocol):
     """A potential whose network can be trained; teaching and test potentials cannot."""
 

@@ -199,6 +199,20 @@ class CHGNetPotential:
             latent=uq.latent_statistics(np.concatenate(features)),
         )
 
+    def familiar_with(self, structures: Sequence[Atoms]) -> CHGNetPotential:
+        """Return a potential of the same weights and heads whose novelty is counted from these.
+
+        Novelty needs no labels: before the first ones, this tells an MD run where it leaves the
+        structures that the first labels will be of.
+        """
+        features = []
+        for _, graph in self._batches(structures):
+            with _inference(self.model, self._parameters), torch.no_grad():
+                output = net.forward(self.model, graph, self._vectors(graph))
+            features.append(output.features.double().cpu().numpy())
+        latent = uq.latent_statistics(np.concatenate(features))
+        return CHGNetPotential(self.model, name=self.name, heads=self.heads, latent=latent)
+
     def calculator(self) -> PotentialCalculator:
         """Return an ASE calculator for molecular dynamics; its results repeat bit by bit."""
         from otf_workflows.potentials.calculator import PotentialCalculator

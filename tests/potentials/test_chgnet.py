@@ -219,6 +219,19 @@ def test_uncertainty_and_novelty_grow_away_from_the_training_set(fitted):
     assert wild.novelty.max() > 2 * calm.novelty.max()
 
 
+def test_before_any_label_novelty_tells_new_surroundings_from_usual_ones(chgnet):
+    usual = [perturbed(LICL, seed=k, rattle_A=0.05) for k in range(4)]
+    ready = chgnet.familiar_with(usual)
+    near = ready.predict(perturbed(LICL, seed=20, rattle_A=0.05), uncertainty=True)
+    far = ready.predict(perturbed(LICL, seed=20, rattle_A=0.4), uncertainty=True)
+    assert near.novelty.max() < 4
+    assert far.novelty.max() > 3 * near.novelty.max()
+    plain = chgnet.predict(perturbed(LICL, seed=20, rattle_A=0.4), uncertainty=True)
+    assert plain.novelty is None
+    np.testing.assert_array_equal(far.sigma_eV_A, plain.sigma_eV_A)
+    np.testing.assert_array_equal(far.forces_eV_A, plain.forces_eV_A)
+
+
 def test_fitting_gives_a_new_potential_with_the_same_forces(chgnet, fitted):
     assert chgnet.heads is None
     assert fitted.model is not chgnet.model
