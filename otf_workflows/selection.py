@@ -1,8 +1,9 @@
 """Which frames are worth a DFT calculation: sane, uncertain, new, and unlike each other.
 
 Pure functions on arrays. The order is: geometry filter (before any DFT is spent), copies, the
-uncertainty cut, then diversity. Diversity is measured on structure-mean latent features, because
-atom-level criteria pick hot cells only and ruin energies.
+uncertainty cut, then diversity within the budget. Diversity is measured on structure-mean latent
+features, because atom-level criteria pick hot cells only and ruin energies. See
+``docs/explanation/selection.md``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from otf_workflows.diversity import Chooser, Exchange, HourBudget, PaidLabels
 from otf_workflows.errors import InputError
+from otf_workflows.latent_distance import LatentScale, without_copies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +31,6 @@ densest, have about 1.6."""
 
 MAX_VOLUME_PER_ATOM_A3 = 2000.0
 """Most volume per atom; surfaces and molecules in vacuum stay below."""
-
-KMEANS_SAMPLE = 20_000
-"""Cluster centres are found on at most so many frames; medoids are then taken from all."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class SelectionOutcome:
     n_trusted_dropped
         Frames dropped because their uncertainty is not above the threshold.
     n_over_capacity
-        Uncertain and new frames dropped because only ``n_select`` may be labelled.
+        Uncertain and new frames dropped because only ``n_select`` may be labelled, or because
+        the core-hours do not suffice.
+    adopted
+        Chosen row → row of the paid label that takes its place.
     sentences
         The decision in words.
     """
@@ -58,6 +61,7 @@ class SelectionOutcome:
     n_duplicates: int = 0
     n_trusted_dropped: int = 0
     n_over_capacity: int = 0
+    adopted: dict[int, int] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
 
 
@@ -150,6 +154,8 @@ def select_frames(
     min_labels: int,
     duplicate_distance: float,
     seed: int,
+    paid: PaidLabels | None = None,
+    budget: HourBudget | None = None,
 ) -> SelectionOutcome:
     """Choose the frames to label: uncertain, not yet known, and unlike each other.
 
@@ -158,7 +164,10 @@ def select_frames(
     ``n_select``, a third of the places goes to the largest uncertainties and the rest to the
     medoids of k-means clusters of the standardised features. For 10 to 40 labels this halves to
     quarters the energy error of a random choice; DIRECT (Qi et al., npj Comput. Mater. 10, 43,
-    2024) is its equal.
+    2024) is its equal. A frame that is chosen and lies near a label that somebody has paid for is
+    exchanged for it.
+
+    The choice depends on the frames and the seed, not on the order in which they are given.
 
     Parameters
     ----------
@@ -167,7 +176,8 @@ def select_frames(
     sigmas_eV_A
         Calibrated worst-atom uncertainties (eV/Å), shape (n,).
     existing_features
-        Features of all labels there are, shape (m, d); None for none.
+        Features of all labels that are in the data set already or judge it, shape (m, d); None
+        for none.
     n_select
         Most frames to choose.
     threshold
@@ -178,6 +188,10 @@ def select_frames(
         Frames nearer than this are copies: root mean square difference of standardised features.
     seed
         Same input and seed, same choice.
+    paid
+        Labels of others, if they may be taken.
+    budget
+        Core-hours that may be spent; without limit if not given.
 
     Returns
     -------
@@ -189,133 +203,85 @@ def select_frames(
     InputError
         If shapes do not match, or a value is not finite.
     """
-    x, sigma, known = _checked(features, sigmas_eV_A, existing_features)
+    from threadpoolctl import threadpool_limits
+
+    x, sigma = _candidates(features, sigmas_eV_A)
+    known = _comparable(existing_features, x, "existing labels")
+    others = _comparable(paid.features if paid else None, x, "paid labels")
     if len(x) == 0:
         return SelectionOutcome([], sentences=["No frame was proposed."])
-    scaled, scaled_known = _standardised(x, known)
-    # Stable sort of the negative: ties keep the order of the input.
-    by_sigma = np.argsort(-sigma, kind="stable")
-    novel = _without_copies(scaled, scaled_known, by_sigma, duplicate_distance)
-    n_uncertain = int(np.sum(sigma[novel] > threshold))
-    wanted = novel[: max(n_uncertain, min(min_labels, n_select))]
-    chosen = _diverse(scaled, wanted, n_select, seed)
+    # Sums depend on the order of their terms in the last digit, so frames come in one order
+    # whatever the order of the input: the most uncertain first, then by their features.
+    order = np.lexsort((*x.T[::-1], -sigma))
+    x, sigma, known = x[order], sigma[order], np.unique(known, axis=0)
+    # Sums over several threads depend on their timing in the last digit; one thread does not.
+    with threadpool_limits(limits=1):
+        # Labels of others do not set the scale: a melt of theirs must not make all of a crystal
+        # look alike.
+        scale = LatentScale.of(np.concatenate([x, known]))
+        scaled, scaled_known = scale.apply(x), scale.apply(known)
+        novel = without_copies(scaled, scaled_known, np.arange(len(x)), duplicate_distance)
+        n_uncertain = int(np.sum(sigma[novel] > threshold))
+        wanted = novel[: max(n_uncertain, min(min_labels, n_select))]
+        exchange = Exchange.none(len(x))
+        if paid and len(others):
+            exchange = Exchange.between(
+                scaled,
+                scale.apply(others),
+                scaled_known,
+                within=paid.distance,
+                copies=duplicate_distance,
+            )
+        chooser = Chooser(scaled, sigma, exchange, seed)
+        if budget:
+            chooser = Chooser(
+                scaled,
+                sigma * budget.n_atoms[order],
+                exchange,
+                seed,
+                core_hours=budget.core_hours,
+                price=lambda rows: budget.price(order[rows]),
+            )
+        batch = chooser.choose(wanted, n_select)
+    rows, adopted = exchange.settle(batch)
+    n_shared = len(batch.rows) - len(rows)
     outcome = SelectionOutcome(
-        indices=[int(i) for i in chosen],
-        n_duplicates=len(x) - len(novel),
+        indices=order[rows].tolist(),
+        n_duplicates=len(x) - len(novel) + n_shared,
         n_trusted_dropped=len(novel) - len(wanted),
-        n_over_capacity=len(wanted) - len(chosen),
+        n_over_capacity=len(wanted) - len(batch.rows),
+        adopted={int(order[row]): label for row, label in adopted.items()},
     )
     outcome.sentences.extend(_account(outcome, len(x), len(known), n_uncertain, threshold))
     return outcome
 
 
-def _checked(
-    features: np.ndarray, sigmas: np.ndarray, existing: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the inputs as arrays of matching shapes."""
+def _candidates(features: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and uncertainties as arrays of matching shapes."""
     sigma = np.asarray(sigmas, dtype=float).reshape(-1)
     rows = np.asarray(features, dtype=float)
     if len(rows) != len(sigma):
         raise InputError(f"There are {len(rows)} rows of features but {len(sigma)} uncertainties.")
     x = rows.reshape(len(sigma), -1) if len(sigma) else np.empty((0, 0))
-    known = np.empty((0, x.shape[1])) if existing is None else np.asarray(existing, dtype=float)
-    if len(known) == 0 or len(x) == 0:
-        known = np.empty((0, x.shape[1]))
-    if known.ndim != 2 or known.shape[1] != x.shape[1]:
+    for what, values in (("features", x), ("sigmas", sigma)):
+        if not np.isfinite(values).all():
+            raise InputError(f"Some {what} are not finite.")
+    return x, sigma
+
+
+def _comparable(features: np.ndarray | None, x: np.ndarray, name: str) -> np.ndarray:
+    """Return the features of labels, with as many columns as those of the candidates."""
+    rows = np.empty((0, 0)) if features is None else np.asarray(features, dtype=float)
+    if len(rows) == 0 or len(x) == 0:
+        return np.empty((0, x.shape[1]))
+    if rows.ndim != 2 or rows.shape[1] != x.shape[1]:
         raise InputError(
-            f"Candidates have {x.shape[1]} features, existing labels have shape {known.shape}.",
+            f"Candidates have {x.shape[1]} features, {name} have shape {rows.shape}.",
             hint="compute both with the same model",
         )
-    for name, values in (("features", x), ("sigmas", sigma), ("existing features", known)):
-        if not np.isfinite(values).all():
-            raise InputError(f"Some {name} are not finite.")
-    return x, sigma, known
-
-
-def _standardised(x: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale to zero mean and unit deviation over candidates and labels together.
-
-    Divided by √d too, so that a distance is a root mean square over features. Features that vary
-    by rounding only are not blown up.
-    """
-    n = len(x) + len(known)
-    mean = (x.sum(axis=0) + known.sum(axis=0)) / n
-    deviation = np.sqrt((((x - mean) ** 2).sum(axis=0) + ((known - mean) ** 2).sum(axis=0)) / n)
-    largest = max(float(np.abs(x).max(initial=0)), float(np.abs(known).max(initial=0)))
-    # 1e-6 of the largest feature is the rounding noise of float32 models.
-    deviation = np.where(deviation > 1e-6 * largest, deviation, np.inf)
-    scale = deviation * np.sqrt(max(x.shape[1], 1))
-    return ((x - mean) / scale).astype(np.float32), ((known - mean) / scale).astype(np.float32)
-
-
-def _without_copies(
-    x: np.ndarray, known: np.ndarray, order: np.ndarray, distance: float
-) -> np.ndarray:
-    """Return the rows of ``order`` that are no copy of a label or of an earlier row.
-
-    k-d trees with a small radius visit few leaves even in 64 dimensions, if the first splits are
-    along the directions of most variance; equal rows are merged before, because a tree cannot
-    split them.
-    """
-    from scipy.spatial import cKDTree
-
-    # Of equal rows the first in the order is kept.
-    _, first = np.unique(x[order], axis=0, return_index=True)
-    order = order[np.sort(first)]
-    # Equal structures give features that are equal up to the rounding of float32 only.
-    distance = max(distance, 1e-6)
-    known = np.unique(known, axis=0)
-    x, known = _rotated(x, known)
-    if len(known):
-        nearest, _ = cKDTree(known).query(x[order], k=1, distance_upper_bound=1.001 * distance)
-        order = order[nearest > distance]
-    tree = cKDTree(x[order])
-    keep = np.ones(len(order), dtype=bool)
-    for row in range(len(order)):
-        if keep[row]:
-            near = np.array(tree.query_ball_point(x[order[row]], distance), dtype=int)
-            keep[near[near > row]] = False
-    return order[keep]
-
-
-def _rotated(x: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotate to principal axes, largest variance first; distances stay as they are."""
-    covariance = x.T.astype(float) @ x + known.T.astype(float) @ known
-    axes = np.linalg.eigh(covariance)[1][:, ::-1]
-    return x @ axes, known @ axes
-
-
-def _diverse(x: np.ndarray, wanted: np.ndarray, n_select: int, seed: int) -> np.ndarray:
-    """Return ``n_select`` of ``wanted``, which is sorted by falling uncertainty."""
-    if len(wanted) <= n_select:
-        return wanted
-    if n_select <= 0:
-        return wanted[:0]
-    n_top = n_select // 3
-    rest = wanted[n_top:]
-    medoids = _medoids(x[rest], n_select - n_top, seed)
-    return np.concatenate([wanted[:n_top], rest[medoids]])
-
-
-def _medoids(x: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Return k rows nearest to the centres of k-means clusters, largest cluster first."""
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    # Sums over several threads depend on their timing in the last digit; one thread does not.
-    with threadpool_limits(limits=1):
-        rng = np.random.default_rng(seed)
-        sample = x if len(x) <= KMEANS_SAMPLE else x[rng.permutation(len(x))[:KMEANS_SAMPLE]]
-        n_distinct = len(np.unique(sample, axis=0))
-        means = KMeans(n_clusters=min(k, n_distinct), n_init=3, random_state=seed).fit(sample)
-        labels = means.predict(x)
-        away = np.linalg.norm(x - means.cluster_centers_[labels], axis=1)
-    sizes = np.bincount(labels, minlength=means.n_clusters)
-    by_size = [c for c in np.argsort(-sizes, kind="stable") if sizes[c]]
-    chosen = [int(np.flatnonzero(labels == c)[np.argmin(away[labels == c])]) for c in by_size]
-    # Empty clusters leave places over; the frames farthest from their medoid's cluster fill them.
-    spare = [int(i) for i in np.argsort(-away, kind="stable") if int(i) not in set(chosen)]
-    return np.array((chosen + spare)[:k], dtype=int)
+    if not np.isfinite(rows).all():
+        raise InputError(f"Some features of {name} are not finite.")
+    return rows
 
 
 def _account(
@@ -329,6 +295,11 @@ def _account(
     if outcome.n_duplicates:
         sentences.append(
             f"{outcome.n_duplicates} dropped as copies of each other or of {n_known} labels."
+        )
+    if outcome.adopted:
+        sentences.append(
+            f"{len(outcome.adopted)} of the chosen are exchanged for finished labels of other "
+            "campaigns that lie near them."
         )
     if chosen > n_uncertain:
         sentences.append(
