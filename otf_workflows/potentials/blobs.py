@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import re
 from typing import Any
 
 import torch
@@ -39,6 +41,26 @@ def decode(blob: bytes, *, family: str) -> dict[str, Any]:
     raise PotentialError(
         f"These {len(blob)} bytes {problem}.", hint="fetch or dump the model again"
     )
+
+
+def name_of(blob: bytes) -> str:
+    """Return the registry name of the potential that was dumped as these bytes.
+
+    Raises
+    ------
+    PotentialError
+        If no potential of this package wrote them.
+    """
+    found = re.match(rb"otf-([a-z0-9]+)-1\n", blob)
+    if found:
+        return decode(blob, family=found[1].decode())["name"]
+    try:
+        return json.loads(blob)["name"]  # the toy is plain JSON
+    except (ValueError, LookupError, TypeError) as error:
+        raise PotentialError(
+            f"These {len(blob)} bytes are not a potential of this package.",
+            hint="write the file with: otf models export MODEL",
+        ) from error
 
 
 def _magic(family: str) -> bytes:
