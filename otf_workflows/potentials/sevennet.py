@@ -99,7 +99,7 @@ class SevenNetPotential:
         """
         others: list[np.ndarray | None] = [None] * len(structures)
         if uncertainty and self.heads is None:
-            partner = _partner(_PARTNERS[self.name], str(self.network.device))
+            partner = load(_PARTNERS[self.name], device=str(self.network.device))
             others = [p.forces_eV_A for p in partner.predict_many(structures)]
         predictions: list[Prediction] = []
         for indices, graph in self._batches(structures):
@@ -185,6 +185,20 @@ class SevenNetPotential:
             self.network,
             name=self.name,
             heads=uq.bootstrap_heads(jacobians, residuals, n_heads=n_heads, seed=seed),
+            latent=uq.latent_statistics(np.concatenate(features)),
+        )
+
+    def familiar_with(self, structures: Sequence[Atoms]) -> SevenNetPotential:
+        """Return a potential of the same weights and heads whose novelty is counted from these."""
+        features = []
+        for _, graph in self._batches(structures):
+            with heads.flush_denormals(), torch.no_grad():
+                latent = net.forward(self.network, graph, self._vectors(graph)).features
+            features.append(latent.double().cpu().numpy())
+        return SevenNetPotential(
+            self.network,
+            name=self.name,
+            heads=self.heads,
             latent=uq.latent_statistics(np.concatenate(features)),
         )
 
@@ -309,7 +323,7 @@ def load(name: str, blob: bytes | None = None, *, device: str = "cpu") -> SevenN
         If the blob is damaged or something else.
     """
     if blob is None:
-        return SevenNetPotential(net.shipped(name).to(device), name=name)
+        return SevenNetPotential(_shipped(name, device), name=name)
     content = blobs.decode(blob, family="sevennet")
     if content["name"] != name:
         raise InputError(f"These are weights of {content['name']}, not of {name}.")
@@ -324,5 +338,6 @@ def load(name: str, blob: bytes | None = None, *, device: str = "cpu") -> SevenN
 
 
 @functools.lru_cache(maxsize=2)
-def _partner(name: str, device: str) -> SevenNetPotential:
-    return load(name, device=device)
+def _shipped(name: str, device: str) -> net.Network:
+    # building one takes as long as twenty steps of MD, and nobody changes it
+    return net.shipped(name).to(device)
