@@ -445,7 +445,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--oracle", type=Path, required=True, help="the published .mtp file")
     parser.add_argument("--folder", type=Path, required=True, help="results and database")
     parser.add_argument("--cell", type=int, nargs=3, default=[2, 2, 2], help="bcc cells of 2 atoms")
-    parser.add_argument("--tolerance", type=float, default=0.2, help="eV/Å, of the worst atom")
+    parser.add_argument("--tolerance", type=float, default=0.3, help="eV/Å, of the worst atom")
     parser.add_argument(
         "--temperatures", type=float, nargs="+", default=[300.0, 800.0, 1400.0, 2000.0], help="K"
     )

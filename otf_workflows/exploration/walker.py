@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 STOP_RATIO = 2.0
 """Stop above so many tolerances; VASP's on-the-fly learning interrupts at the same ratio."""
 
+LEAST_CANDIDATES = 5
+"""So many frames a walker collects before the uncertainty ends it, if it has met no trusted state.
+A model that is lost at the very start would otherwise be shown nothing else for ever: an alloy's
+campaign went through three cycles with one new label (``benchmarks/alloy_oracle.py``)."""
+
 MAX_CANDIDATES = 200
 """Most candidates of a segment, a random sample of all; documents stay small."""
 
@@ -60,10 +65,11 @@ def explore(
     At the start, at the end and every ``rules.check_every`` steps the calibrated uncertainty of
     the worst atom is read, and in between when the latent novelty, which is known at every step,
     rises above all that was read before. Up to the tolerance the state is trusted and becomes the
-    checkpoint; above it the frame is collected; above twice the tolerance the walker stops.
-    Distances, cell, temperature and forces are guarded besides, the last two at every step.
-    Whatever the end, the walker is rewound to the last trusted state, or to its start if there
-    was none: the trajectory that is kept contains trusted ends only, and over the cycles it is one.
+    checkpoint; above it the frame is collected; above twice the tolerance the walker stops. One
+    that has met no trusted state yet collects a few frames first. Distances, cell, temperature
+    and forces are guarded besides, the last two at every step. Whatever the end, the walker is
+    rewound to the last trusted state, or to its start if there was none: the trajectory that is
+    kept contains trusted ends only, and over the cycles it is one.
 
     A checkpoint that the present model is lost at (it was trusted by an earlier one) is collected,
     and the walker begins again from ``frame``, heating up through states that the model knows:
@@ -147,7 +153,8 @@ def explore(
         anew = first_checkpoint(
             atoms,
             temperature_K=ensemble.temperature_at_K(checkpoint.step),
-            seed=(seed, checkpoint.step),
+            # Of the cycle too: begun anew twice at one step, it would repeat itself.
+            seed=(seed, checkpoint.step, origin.cycle or 0),
         )
         start = observer.trusted = anew.model_copy(update={"step": checkpoint.step})
     loop = MdLoop(
@@ -215,6 +222,7 @@ class _Collector:
         stop_on_uncertainty: bool,
     ) -> None:
         self.trusted = start
+        self.met_trusted = False
         self.origin = origin
         self.ensemble = ensemble
         self.stop_on_uncertainty = stop_on_uncertainty
@@ -224,11 +232,16 @@ class _Collector:
 
     def checked(self, check: Check, loop: MdLoop) -> tuple[StopReason, str] | None:
         """Sort one check; stop if the uncertainty is beyond twice the tolerance."""
-        lost = check.sigma_eV_A > STOP_RATIO * loop.tolerance_eV_A and self.stop_on_uncertainty
+        lost = (
+            self.stop_on_uncertainty
+            and check.sigma_eV_A > STOP_RATIO * loop.tolerance_eV_A
+            and (self.met_trusted or self.candidates.n_seen + 1 >= LEAST_CANDIDATES)
+        )
         if check.stopped or lost:
             self.last = self._checked(check, loop, Purpose.UNCERTAIN)
         elif check.sigma_eV_A <= loop.tolerance_eV_A:
             self.trusted = loop.checkpoint()
+            self.met_trusted = True
         elif self.candidates.place() is not None:
             self.candidates.put(self._checked(check, loop, Purpose.UNCERTAIN))
         else:
@@ -298,6 +311,7 @@ class _Collector:
         """Return the state as JSON data."""
         return {
             "trusted": self.trusted.model_dump(mode="json"),
+            "met_trusted": self.met_trusted,
             "candidates": self.candidates.memory(),
             "pool": self.pool.memory(),
         }
@@ -305,6 +319,7 @@ class _Collector:
     def recall(self, memory: dict[str, Any]) -> None:
         """Take the state back."""
         self.trusted = Checkpoint.model_validate(memory["trusted"])
+        self.met_trusted = memory["met_trusted"]
         self.candidates.recall(memory["candidates"])
         self.pool.recall(memory["pool"])
 
@@ -321,6 +336,11 @@ class Reservoir:
         self._seed = seed
         self._n_seen = 0
         self._frames: list[Frame] = []
+
+    @property
+    def n_seen(self) -> int:
+        """Frames of the stream so far."""
+        return self._n_seen
 
     def place(self) -> int | None:
         """Return where the next frame of the stream would go; None if it is not taken."""

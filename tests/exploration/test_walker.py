@@ -121,6 +121,23 @@ def test_walker_stops_beyond_twice_the_tolerance_and_rewinds_to_the_last_trusted
     assert [a.info["step"] for a in decode_trajectory(segment.blob["trajectory"])] == [0, 10]
 
 
+def test_walker_that_is_lost_from_the_start_collects_a_few_frames_before_it_stops():
+    segment = walk(Scripted(sigmas=(0.5,)))
+    assert segment.stop_reason == StopReason.UNCERTAIN
+    assert [frame.origin.step for frame in segment.candidates] == [0, 10, 20, 30, 40]
+    assert segment.n_steps == 0
+
+
+def test_walker_that_begins_anew_in_two_cycles_does_not_repeat_itself():
+    lost, frames = Checkpoint.model_validate(walk().blob["checkpoint"]), []
+    for cycle in (3, 4):
+        origin = Origin(campaign="c", cycle=cycle)
+        segment = walk(Scripted(sigmas=(0.5,)), checkpoint=lost, origin=origin)
+        frames.append(segment.candidates[-1].positions_A)
+        lost = Checkpoint.model_validate(segment.blob["checkpoint"])
+    assert frames[0] != frames[1]
+
+
 def test_walker_never_trusted_rewinds_to_its_start():
     segment = walk(Scripted(sigmas=(0.15,)))
     checkpoint = Checkpoint.model_validate(segment.blob["checkpoint"])
