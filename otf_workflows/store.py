@@ -214,7 +214,11 @@ class Store(LabelCollection, ModelCollection):
             Leave the curves of the walkers out, for lists.
         """
         curves = dict.fromkeys(
-            ("walkers.steps", "walkers.sigmas_eV_A", "walkers.temperatures_K"), 0
+            (
+                *("walkers.steps", "walkers.sigmas_eV_A", "walkers.temperatures_K"),
+                *("walkers.targets_K", "walkers.bias_eV"),
+            ),
+            0,
         )
         found = self.database.otf_cycles.find(
             {"campaign": campaign}, curves if light else None

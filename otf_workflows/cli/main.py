@@ -26,6 +26,7 @@ from otf_workflows.cli import (
     services,
     status,
     submit,
+    trajectory,
     validate,
 )
 from otf_workflows.cli.session import Session
@@ -133,6 +134,7 @@ app.add_typer(models.app, name="models", rich_help_panel=_LOOK)
 app.command("lineage", rich_help_panel=_LOOK)(lineage.lineage)
 app.command("report", rich_help_panel=_LOOK)(report.report)
 app.command("export", rich_help_panel=_LOOK)(export.export)
+app.command("trajectory", rich_help_panel=_LOOK)(trajectory.trajectory)
 app.command("reconcile", rich_help_panel=_ACT)(control.reconcile)
 app.command("pause", rich_help_panel=_ACT)(control.pause)
 app.command("resume", rich_help_panel=_ACT)(control.resume)

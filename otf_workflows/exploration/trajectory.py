@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ase import Atoms
+    from pymatgen.core.trajectory import Trajectory
 
 
 def record_type(n_atoms: int) -> np.dtype:
@@ -195,6 +196,28 @@ def decode_arrays(text: str) -> dict[str, np.ndarray]:
         shuffled = data["positions"]
     positions = np.ascontiguousarray(shuffled.T).view("<f4").reshape(len(steps), len(numbers), 3)
     return {"numbers": numbers, "steps": steps, "cells_A": cells, "positions_A": positions}
+
+
+def to_pymatgen(frames: Sequence[Atoms]) -> Trajectory:
+    """Return frames as pymatgen's trajectory, with ``step`` and the like as frame properties.
+
+    Parameters
+    ----------
+    frames
+        Frames of one system with the same ``info`` keys, as :func:`decode_trajectory` gives them.
+        Positions stay unwrapped.
+    """
+    from pymatgen.core.trajectory import Trajectory
+
+    cells = np.array([atoms.cell.array for atoms in frames])
+    fixed = bool((cells == cells[0]).all())
+    return Trajectory(
+        species=frames[0].get_chemical_symbols(),
+        coords=np.array([atoms.get_scaled_positions(wrap=False) for atoms in frames]),
+        lattice=cells[0] if fixed else cells,
+        constant_lattice=fixed,
+        frame_properties=[dict(atoms.info) for atoms in frames],
+    )
 
 
 def thin_trajectory(text: str, *, n_most: int) -> str:

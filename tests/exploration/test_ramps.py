@@ -104,10 +104,11 @@ def test_frames_carry_the_temperature_of_their_step():
 
 
 def test_rewinding_takes_the_ramp_back():
-    segment = walk(ramp=Ramp(to_K=500, steps=100), sigma=0.25)
+    segment = walk(ramp=Ramp(to_K=500, steps=100), sigma=0.25, check_every=10)
     assert segment.stop_reason == StopReason.UNCERTAIN
     checkpoint = Checkpoint.model_validate(segment.blob["checkpoint"])
-    assert walk(ramp=Ramp(to_K=500, steps=100), checkpoint=checkpoint).targets_K[0] == 100
+    again = walk(ramp=Ramp(to_K=500, steps=100), checkpoint=checkpoint, steps_per_cycle=10)
+    assert again.targets_K[0] == 100
 
 
 def test_interrupted_ramp_with_a_free_shape_resumes_to_the_same_bits(tmp_path, monkeypatch):
