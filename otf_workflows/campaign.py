@@ -202,6 +202,12 @@ class SelectionRules(Section):
     duplicate_distance: float = Field(
         0.01, ge=0, description="Frames nearer than this in scaled latent space are copies."
     )
+    reuse_distance: float = Field(
+        0.05,
+        ge=0,
+        description="A finished label of another campaign that is nearer than this to a chosen "
+        "frame takes its place. 0: copies only.",
+    )
 
 
 class Quorum(Section):

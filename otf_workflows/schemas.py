@@ -72,6 +72,9 @@ class Frame(Document):
     features: list[float] | None = Field(
         None, description="Structure-mean latent features of the potential, for diversity."
     )
+    features_of: str | None = Field(
+        None, description="Potential, as pretrained, that made them; others are no match for them."
+    )
 
     @property
     def n_atoms(self) -> int:
@@ -259,6 +262,10 @@ class Selection(Document):
     n_over_budget: int = Field(0, description="Dropped because labels or core-hours ran out.")
     keys: list[str] = Field(description="Keys of all labels wanted by this cycle.")
     reused_keys: list[str] = Field(description="Of these, labels that already exist.")
+    adopted_keys: list[str] = Field(
+        default_factory=list,
+        description="Of the existing ones, labels of other campaigns in place of a frame near them.",
+    )
     new_keys: list[str] = Field(description="Of these, labels to be computed now.")
     threshold_eV_A: float = Field(description="Uncertainty above which a frame is a candidate.")
     late_keys: list[str] = Field(

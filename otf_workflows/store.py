@@ -34,6 +34,7 @@ _INDEXES: dict[str, list[tuple[list[tuple[str, int]], bool]]] = {
         ([("key", 1)], True),
         ([("wanted_by.campaign", 1), ("wanted_by.cycle", 1), ("state", 1)], False),
         ([("state", 1), ("cause", 1), ("updated", -1)], False),
+        ([("recipe_fingerprint", 1), ("state", 1), ("updated", -1)], False),
     ],
     "otf_datasets": [([("campaign", 1), ("hash", 1)], True)],
     "otf_models": [([("model_id", 1)], True), ([("campaign", 1), ("cycle", 1)], False)],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from otf_workflows.claims import Claims
 from otf_workflows.errors import NotFoundError
@@ -14,10 +15,22 @@ from otf_workflows.types import FailureCause, LabelState, Purpose
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from pymongo.database import Database
 
 GIVEN_UP = "given up before it started"
 """Reason of a label that nobody computes: its campaign was stopped."""
+
+
+FEATURES_CHUNK = 2000
+"""Documents read at once for their features."""
+
+
+class KnownFeatures(NamedTuple):
+    """Latent features of labels: their keys, and one row for each, shape (n, d)."""
+
+    keys: list[str]
+    features: np.ndarray
 
 
 class LabelCollection:
@@ -156,11 +169,64 @@ class LabelCollection:
         newest = found.sort("updated", -1).limit(limit)
         return [sum(a.get("seconds") or 0.0 for a in item.get("attempts", [])) for item in newest]
 
-    def newest_done_labels(self, *, limit: int = 50) -> list[LabelDocument]:
-        """Return the labels finished last, of whatever campaign, without their results."""
-        query = {"state": str(LabelState.DONE), "cause": None}  # in the order of the index
+    def newest_done_labels(
+        self, *, limit: int = 50, fingerprints: Sequence[str] | None = None
+    ) -> list[LabelDocument]:
+        """Return the labels finished last, of whatever campaign, without their results.
+
+        Parameters
+        ----------
+        limit
+            At most so many.
+        fingerprints
+            Only of these levels of theory.
+        """
+        query: dict[str, Any] = {"state": str(LabelState.DONE)}
+        if fingerprints is None:
+            query["cause"] = None  # in the order of the index
+        else:
+            query["recipe_fingerprint"] = {"$in": list(fingerprints)}
         found = self.database.otf_labels.find(query, {"result": 0, "frame.features": 0})
         return [parse(LabelDocument, item) for item in found.sort("updated", -1).limit(limit)]
+
+    def features_of_campaign(
+        self, campaign: str, *, before_cycle: int, potential: str
+    ) -> KnownFeatures:
+        """Return latent features of all labels that a campaign asked for before a cycle."""
+        wish = {"campaign": campaign, "cycle": {"$lt": before_cycle}}
+        return self._features({"wanted_by": {"$elemMatch": wish}}, potential)
+
+    def features_of_level(self, fingerprints: Sequence[str], *, potential: str) -> KnownFeatures:
+        """Return latent features of all finished labels of these levels of theory."""
+        levels = {"recipe_fingerprint": {"$in": list(fingerprints)}}
+        return self._features({**levels, "state": str(LabelState.DONE)}, potential)
+
+    def _features(self, query: dict[str, Any], potential: str) -> KnownFeatures:
+        """Return keys and features in the order of the keys, a chunk of documents at a time.
+
+        Features by another potential cannot be compared. A hundred thousand labels take 50 MB.
+        """
+        import numpy as np
+
+        found = self.database.otf_labels.find(
+            {**query, "frame.features_of": potential},
+            {"_id": 0, "key": 1, "frame.features": 1},
+            batch_size=FEATURES_CHUNK,
+        )
+        keys: list[str] = []
+        blocks: list[np.ndarray] = []
+        while chunk := list(islice(found, FEATURES_CHUNK)):
+            keys += [item["key"] for item in chunk]
+            blocks.append(np.array([item["frame"]["features"] for item in chunk]))
+        if not keys:
+            return KnownFeatures([], np.empty((0, 0)))
+        order = np.argsort(np.array(keys), kind="stable")
+        return KnownFeatures([keys[i] for i in order], np.concatenate(blocks)[order])
+
+    def count_labels(self, campaign: str, *, before_cycle: int) -> int:
+        """Return how many labels a campaign asked for before a cycle."""
+        wish = {"campaign": campaign, "cycle": {"$lt": before_cycle}}
+        return self.database.otf_labels.count_documents({"wanted_by": {"$elemMatch": wish}})
 
     def mark_label_running(self, key: str, attempt: Attempt) -> None:
         """Note that a worker has begun."""

@@ -11,6 +11,7 @@ from otf_workflows.jobs.produce import audit
 from otf_workflows.jobs.select import choose
 from otf_workflows.schemas import CycleDocument, Frame, Origin, WalkerSegment
 from otf_workflows.store import Store, using
+from otf_workflows.store_labels import KnownFeatures
 from otf_workflows.types import CycleState, Purpose, StopReason
 
 CELL = [[5.0, 0, 0], [0, 5.0, 0], [0, 0, 5.0]]
@@ -22,8 +23,18 @@ class EmptyStore:
     def labels(self, **_):
         return []
 
+    newest_done_labels = labels
+
+    def count_labels(self, *_, **__):
+        return 0
+
     def label_costs(self, _):
         return 0, 0.0
+
+    def features_of_campaign(self, *_, **__):
+        return KnownFeatures([], np.empty((0, 0)))
+
+    features_of_level = features_of_campaign
 
 
 def frame(step, sigma, walker=0):
@@ -120,6 +131,36 @@ def test_a_frame_with_more_electrons_than_the_budget_allows_never_reaches_dft(ca
     assert numbers["n_too_large"] == 1
     assert [f.origin.step for f in frames] == [4]
     assert ask(campaign, segment([large], []))[1]["n_too_large"] == 0
+
+
+def test_audits_do_not_depend_on_what_is_chosen(campaign):
+    """Neither candidates, nor uncertainties, nor the size of the batch move the random frames."""
+    pool = [frame(i, 0.01) for i in range(20, 40)]
+    unsure = [f.model_copy(update={"sigma_eV_A": 0.5}) for f in pool]
+    larger = campaign.model_copy(
+        update={"selection": campaign.selection.model_copy(update={"labels_per_cycle": 9})}
+    )
+    asked = [
+        ask(campaign, segment([], pool)),
+        ask(campaign, segment([frame(i, 0.3) for i in range(9)], pool)),
+        ask(campaign, segment([], unsure)),
+        ask(larger, segment([], unsure)),
+    ]
+    audits = [[f.origin.step for f in frames if f.purpose is Purpose.AUDIT] for frames, _ in asked]
+    assert len(audits[0]) == 2
+    assert all(steps == audits[0] for steps in audits)
+
+
+def test_a_copy_of_an_audit_of_this_cycle_is_never_trained_on(campaign):
+    pool = [frame(i, 0.01) for i in range(4)]
+    audits = [f for f in ask(campaign, segment([], pool))[0] if f.purpose is Purpose.AUDIT]
+    copies = [
+        f.model_copy(update={"origin": Origin(walker=1, step=7 + i), "sigma_eV_A": 0.9})
+        for i, f in enumerate(audits)
+    ]
+    frames, _ = ask(campaign, segment([*copies, frame(30, 0.5)], pool))
+    assert {f.origin.step for f in frames if f.origin.walker == 1} == set()
+    assert 30 in {f.origin.step for f in frames}
 
 
 def test_the_decision_says_what_was_dropped(campaign):

@@ -170,6 +170,27 @@ def test_any_input_gives_distinct_frames_within_capacity_and_all_accounted_for(c
     assert select(**case) == outcome
 
 
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(problems(), st.randoms(use_true_random=False))
+def test_the_choice_does_not_depend_on_the_order_of_frames_or_labels(case, random):
+    order, known = list(range(len(case["sigmas"]))), list(range(len(case["existing_features"])))
+    random.shuffle(order)
+    random.shuffle(known)
+    shuffled = {
+        "features": case["features"][order],
+        "sigmas": case["sigmas"][order],
+        "existing_features": case["existing_features"][known],
+    }
+
+    def chosen(problem):
+        picked = select(**problem).indices
+        rows = zip(problem["sigmas"][picked], problem["features"][picked].tolist(), strict=True)
+        return [(sigma, tuple(row)) for sigma, row in rows]
+
+    # Frames that are equal in all are interchangeable, so they are compared by content.
+    assert chosen(case | shuffled) == chosen(case)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(problems())
 def test_no_chosen_frame_is_a_copy_or_trusted_beyond_need(case):

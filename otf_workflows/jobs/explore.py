@@ -132,6 +132,6 @@ def embed(frames: Sequence[Frame], *, potential: str) -> list[Frame]:
         return []
     features = load_model(potential, None).features([frame.to_atoms() for frame in frames])
     return [
-        frame.model_copy(update={"features": row.tolist()})
+        frame.model_copy(update={"features": row.tolist(), "features_of": potential})
         for frame, row in zip(frames, features, strict=True)
     ]

@@ -11,6 +11,7 @@ from jobflow import Flow, Response
 from otf_workflows.jobs import otf_job
 from otf_workflows.jobs.label import label
 from otf_workflows.schemas import Selection, now
+from otf_workflows.store_labels import KnownFeatures
 from otf_workflows.types import LabelState, Purpose, Stage
 
 if TYPE_CHECKING:
@@ -106,7 +107,13 @@ def choose(
     cycle: int,
     store: Store,
 ) -> tuple[list[Frame], dict[str, Any]]:
-    """Return the frames to label (audits first) and the numbers of the decision."""
+    """Return the frames to label (audits first) and the numbers of the decision.
+
+    Audits are drawn before anything is chosen, from what the walkers met and nothing else: what
+    judges the model must not depend on what is thought of the frames.
+    """
+    from otf_workflows.diversity import HourBudget, PaidLabels
+    from otf_workflows.label_budget import allowance
     from otf_workflows.selection import select_frames
 
     rules = campaign.selection
@@ -116,45 +123,85 @@ def choose(
         [f for made in seeds for f in made["candidates"]], campaign=campaign
     )
     dropped = bad_pool + bad_met + bad_seeds
+    levels = fingerprints([*pool, *met, *seeded], campaign=campaign)
+    allowed = allowance(store, campaign=campaign, cycle=cycle, fingerprints=levels)
+    sentence = allowed.sentence()
 
-    earlier = [
-        document
-        for document in store.labels(campaign=campaign.name)
-        if store.purpose_of(document, campaign.name)[1] < cycle
-    ]
-    allowance, sentence = _allowance(store, earlier, campaign=campaign)
-    rng = np.random.default_rng([campaign.seed, cycle, 1])
-    n_audit = min(rules.audit_per_cycle, len(pool), allowance)
-    audited = set(rng.choice(len(pool), size=n_audit, replace=False).tolist()) if n_audit else set()
-    audits = [pool[i].model_copy(update={"purpose": Purpose.AUDIT}) for i in sorted(audited)]
+    order = np.random.default_rng([campaign.seed, cycle, 1]).permutation(len(pool))
+    drawn = [pool[i] for i in order[: rules.audit_per_cycle]]
+    audits, allowed = allowed.spend(drawn)
+    audits = [frame.model_copy(update={"purpose": Purpose.AUDIT}) for frame in audits]
+    sown, allowed = allowed.spend(seeded)
 
     # A frame may be in the pool and a candidate; what judges is never trained on. A trusted frame
     # of the pool may still be chosen when too few are uncertain.
-    rest = [*met, *(frame for i, frame in enumerate(pool) if i not in audited)]
     taken = {_place(frame) for frame in audits}
-    met = list({_place(frame): frame for frame in rest if _place(frame) not in taken}.values())
-    n_seeds = min(len(seeded), allowance - n_audit)
-    n_free = min(rules.labels_per_cycle - n_seeds, allowance - n_audit - n_seeds)
+    met = list(
+        {_place(frame): frame for frame in [*met, *pool] if _place(frame) not in taken}.values()
+    )
+    known = store.features_of_campaign(
+        campaign.name, before_cycle=cycle, potential=campaign.potential
+    )
+    judges = [frame.features for frame in audits if frame.features]
+    paid = _paid_by_others(store, levels, campaign=campaign, known=known)
+    n_free = max(min(rules.labels_per_cycle - len(sown), allowed.n_labels), 0)
     outcome = select_frames(
         np.array([f.features for f in met]),
         np.array([f.sigma_eV_A for f in met], dtype=float),
-        existing_features=np.array([d.frame.features for d in earlier if d.frame.features]),
-        n_select=max(n_free, 0),
+        existing_features=_stacked(known.features, judges),
+        n_select=n_free,
         threshold=campaign.tolerance_eV_A,
-        min_labels=max(min(rules.min_labels, n_free), 0),
+        min_labels=min(rules.min_labels, n_free),
         duplicate_distance=rules.duplicate_distance,
         seed=campaign.seed * 1_000_003 + cycle,
+        paid=PaidLabels(paid.features, rules.reuse_distance),
+        budget=HourBudget(
+            core_hours=allowed.core_hours,
+            price=lambda rows: allowed.price([met[i] for i in rows]),
+            n_atoms=np.array([f.n_atoms for f in met]),
+        ),
     )
-    picked = [met[i] for i in outcome.indices]
-    wanted = n_free + n_seeds + n_audit
+    adopted = {row: paid.keys[label] for row, label in outcome.adopted.items()}
+    theirs = {d.key: d.frame for d in store.labels(keys=list(adopted.values()), light=True)}
+    picked = [theirs[adopted[i]] if i in adopted else met[i] for i in outcome.indices]
+    picked = [frame.model_copy(update={"purpose": Purpose.UNCERTAIN}) for frame in picked]
+    n_places = rules.labels_per_cycle + rules.audit_per_cycle
+    n_asked = len(audits) + len(sown) + n_free
     numbers = {
-        "n_candidates": len(met) + len(seeded) + n_audit,
+        "n_candidates": len(met) + len(seeded) + len(audits),
         **dropped.counts(),
         "n_duplicates": outcome.n_duplicates,
-        "n_over_budget": max(rules.labels_per_cycle + rules.audit_per_cycle - wanted, 0),
+        "n_over_budget": max(n_places - n_asked, 0)
+        + min(n_free - len(picked), outcome.n_over_capacity),
+        "adopted_keys": sorted(adopted.values()),
         "sentences": [*filter(None, [sentence, dropped.sentence()]), *outcome.sentences],
     }
-    return [*audits, *seeded[:n_seeds], *picked], numbers
+    return [*audits, *sown, *picked], numbers
+
+
+def fingerprints(frames: Sequence[Frame], *, campaign: Campaign) -> list[str]:
+    """Return the levels of theory at which a campaign computes these frames, sorted."""
+    from otf_workflows.labelers import parse_recipe
+
+    recipe = parse_recipe(campaign.labels)
+    compositions = {tuple(sorted(frame.numbers)) for frame in frames}
+    return sorted({recipe.fingerprint(list(numbers)) for numbers in compositions})
+
+
+def _paid_by_others(
+    store: Store, levels: Sequence[str], *, campaign: Campaign, known: KnownFeatures
+) -> KnownFeatures:
+    """Return the finished labels at these levels of theory that are not in the data set yet."""
+    found = store.features_of_level(levels, potential=campaign.potential)
+    mine = set(known.keys)
+    rows = [i for i, key in enumerate(found.keys) if key not in mine]
+    return KnownFeatures([found.keys[i] for i in rows], found.features[rows])
+
+
+def _stacked(features: np.ndarray, more: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return rows of features below each other; either may be empty."""
+    parts = [part for part in (features, np.array(more)) if len(part)]
+    return np.concatenate(parts) if parts else features
 
 
 def _place(frame: Frame) -> tuple[int | None, int | None]:
@@ -207,17 +254,3 @@ def fit_for_dft(frames: Sequence[Frame], *, campaign: Campaign) -> tuple[list[Fr
         count = getattr(parse_recipe(campaign.labels), "n_electrons", sum)
         good = [frame for frame in sound if count(frame.numbers) <= limit]
     return good, Dropped(len(frames) - len(sound), len(sound) - len(good))
-
-
-def _allowance(
-    store: Store, earlier: Sequence[LabelDocument], *, campaign: Campaign
-) -> tuple[int, str]:
-    """Return how many more labels the budget allows, and a sentence if core-hours decide it."""
-    by_count = max(campaign.budget.max_labels - len(earlier), 0)
-    n_paid, hours = store.label_costs(campaign.name)
-    if not n_paid or not hours:
-        return by_count, ""
-    by_hours = int((campaign.budget.max_core_hours - hours) / (hours / n_paid))
-    if by_hours >= by_count:
-        return by_count, ""
-    return max(by_hours, 0), f"{max(by_hours, 0)} more labels fit into the core-hour budget."
