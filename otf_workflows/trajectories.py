@@ -140,6 +140,7 @@ def job_blob(store: Store, uuid: str, *, max_bytes: int | None = None) -> dict[s
         raise InputError(
             f"the output of this run ({found.length / 1e6:.0f} MB) is too large to unpack here",
             where=f"job {uuid}",
+            hint="otf trajectory writes trajectories of any size to a file",
         )
     content = found.read()
     if (found.metadata or {}).get("compression") == "zlib":

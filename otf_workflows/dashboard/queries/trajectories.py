@@ -5,16 +5,14 @@ Read with pymongo alone: jobflow, which wrote them, stays out of this process.
 
 from __future__ import annotations
 
-import json
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otf_workflows.connection import BLOBS, OUTPUTS
 from otf_workflows.errors import InputError, NotFoundError
 from otf_workflows.exploration.trajectory import decode_arrays
+from otf_workflows.trajectories import job_blob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,7 +172,7 @@ def read_trajectory(store: Store, uuid: str, *, key: str, timestep_fs: float) ->
         If it is too large to be shown.
     """
     text = store.preview(uuid) if key == MAIN else None
-    text = text or _blob(store, uuid).get(key)
+    text = text or job_blob(store, uuid, max_bytes=MAX_BLOB_BYTES).get(key)
     if not text:
         raise NotFoundError("this run recorded no frame", where=f"output of job {uuid}")
     arrays = decode_arrays(text)
@@ -202,7 +200,7 @@ def thinned(
     if n_atoms > MAX_ATOMS:
         raise InputError(
             f"{n_atoms} atoms are too many to draw here (at most {MAX_ATOMS})",
-            hint="otf export writes the labelled frames; the run itself is in the job store",
+            hint="otf trajectory writes the whole run to a file",
         )
     n_kept = max(min(MAX_FRAMES, MAX_COORDINATES // n_atoms, len(steps)), 1)
     chosen = np.unique(np.linspace(0, len(steps) - 1, n_kept).round().astype(int))
@@ -218,28 +216,3 @@ def thinned(
         positions_A=np.einsum("fai,fij->faj", fractions, cells),
         n_recorded=len(steps),
     )
-
-
-def _blob(store: Store, uuid: str) -> dict[str, Any]:
-    """Return the large part of a job's output."""
-    from gridfs import GridFS
-
-    gone = NotFoundError("the output of this run is not in the job store", where=f"job {uuid}")
-    output = store.database[OUTPUTS].find_one(
-        {"uuid": uuid}, {"output.blob": 1}, sort=[("index", -1)]
-    )
-    reference = (output or {}).get("output", {}).get("blob") or {}
-    found = GridFS(store.database, BLOBS).find_one(
-        {"metadata.blob_uuid": reference.get("blob_uuid", "")}
-    )
-    if found is None:
-        raise gone
-    if found.length > MAX_BLOB_BYTES:
-        raise InputError(
-            f"the output of this run ({found.length / 1e6:.0f} MB) is too large to unpack here",
-            where=f"job {uuid}",
-        )
-    content = found.read()
-    if (found.metadata or {}).get("compression") == "zlib":
-        content = zlib.decompress(content)
-    return json.loads(content)["data"]
