@@ -57,6 +57,9 @@ class ProductionRun(Document):
     n_checked: int = Field(description="Checks of the uncertainty, equilibration left out.")
     n_above: int = Field(description="Of these, checks above the tolerance.")
     fraction_above: float | None = Field(description="n_above / n_checked; none without checks.")
+    worst_of_atoms: int | None = Field(
+        None, description="An uncertainty is that of the worst of so many atoms; none for all."
+    )
     max_sigma_eV_A: float | None = Field(description="Largest uncertainty met (eV/Å), calibrated.")
     mean_temperature_K: float | None = Field(description="Mean kinetic temperature (K).")
     mean_temperature_error_K: float | None = Field(description="Its standard error (K).")
@@ -211,6 +214,7 @@ def run_production(
         sample_every=rules.sample_every,
         n_steps=rules.steps,
         n_equilibration=_equilibration(rules.steps),
+        worst_of_atoms=calibration.n_atoms,
         **_summary(main),
         audit_n_cells=len(audits),
         **_audit_summary(audits),

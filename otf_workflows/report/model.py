@@ -168,6 +168,7 @@ class Production(Document):
     energy_drift_eV_atom_ps: float | None = None
     max_sigma_eV_A: float | None = None
     fraction_above: float | None = None
+    worst_of_atoms: int | None = Field(None, description="Atoms that a σ is the worst of.")
     audit: ErrorStatistics | None = Field(None, description="Final model on DFT of its frames.")
     diffusion: list[str] = Field(default_factory=list, description="Diffusive or not, in words.")
     coordination: list[Coordination] = Field(default_factory=list)

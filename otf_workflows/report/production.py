@@ -18,6 +18,7 @@ NUMBERS = (
     "energy_drift_eV_atom_ps",
     "max_sigma_eV_A",
     "fraction_above",
+    "worst_of_atoms",
 )
 """Numbers of a production run that are copied as they are."""
 

@@ -87,6 +87,7 @@ def synthetic_run(rng: Generator, *, n_steps: int, temperature_K: float) -> dict
         "n_checked": len(steps),
         "n_above": int(above.sum()),
         "fraction_above": float(above.mean()),
+        "worst_of_atoms": 8,
         "max_sigma_eV_A": float(sigmas.max()),
         "mean_temperature_K": temperature_K - 3.0,
         "mean_temperature_error_K": 6.0,

@@ -95,3 +95,16 @@ def test_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
 def test_document_survives_json():
     run = produce()
     assert ProductionRun.model_validate_json(run.model_dump_json()) == run
+
+
+def test_checks_of_a_larger_cell_are_read_as_those_of_the_calibrated_one():
+    """Same atoms, same motion: only how many of them the worst one is the worst of differs."""
+    plain = produce(rules={"supercell": (2, 2, 1)})
+    sized = produce(rules={"supercell": (2, 2, 1)}, calibration=Calibration(n=20, n_atoms=4))
+    assert plain.n_atoms == 16
+    assert (plain.worst_of_atoms, sized.worst_of_atoms) == (None, 4)
+    assert sized.temperatures_K == plain.temperatures_K
+    ratios = [b / a for a, b in zip(plain.sigmas_eV_A, sized.sigmas_eV_A, strict=True) if a > 1e-6]
+    assert len(ratios) > 10
+    assert min(ratios) >= 0.5
+    assert max(ratios) < 1

@@ -193,6 +193,7 @@ def test_reliability_and_ranking_stand_beside_plain_force(store, page):
     assert {"auroc", "auroc_force", "spearman", "spearman_force"} <= coverage.model_fields_set
     for words in ("AUROC", "Spearman", "plain |F|", "errors below the 95 % multiple"):
         assert words in page.text
+    assert "worst of 8 atoms, as in the labelled cell" in page.text
 
 
 def test_decision_log_tells_every_verdict_in_order(store, page):
