@@ -1,6 +1,6 @@
 """Machine-learned potentials: one protocol, a registry, families. Importing it loads no torch."""
 
-from otf_workflows.potentials.base import Potential, PotentialError, Prediction, TrainablePotential
+from otf_workflows.potentials.base import Potential, PotentialError, Prediction
 from otf_workflows.potentials.registry import (
     POTENTIALS,
     PotentialEntry,
@@ -16,7 +16,6 @@ __all__ = [
     "PotentialEntry",
     "PotentialError",
     "Prediction",
-    "TrainablePotential",
     "check_elements",
     "load_potential",
     "missing_packages",

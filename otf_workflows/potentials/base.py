@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-    from otf_workflows.potentials.trainable import Trainable
 
-
-__all__ = ["Potential", "PotentialError", "Prediction", "TrainablePotential"]
+__all__ = ["Potential", "PotentialError", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -125,11 +123,3 @@ class ColdStart(Protocol):
 
     def familiar_with(self, structures: Sequence[Atoms]) -> Potential:
         """Return one with the same weights and heads whose novelty is counted from these."""
-
-
-@runtime_checkable
-class TrainablePotential(Potential, Protocol):
-    """A potential whose network can be trained; teaching and test potentials cannot."""
-
-    def trainable(self) -> Trainable:
-        """Return a copy of the network with gradients on, for the training loop."""

@@ -1,12 +1,11 @@
-"""What a family of networks must offer so that the one training loop can train it.
-
-Imports torch; reach it through ``Potential.trainable()``.
-"""
+"""What a family of networks must offer so that the one training loop can train it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from otf_workflows.potentials.base import Potential
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from torch import Tensor, nn
 
-    from otf_workflows.potentials.base import Potential
     from otf_workflows.potentials.chgnet_graph import Graph
 
 
@@ -73,3 +71,11 @@ class Trainable(ABC):
     @abstractmethod
     def finish(self) -> Potential:
         """Return the network as a potential, without heads; it is not trained any further."""
+
+
+@runtime_checkable
+class TrainablePotential(Potential, Protocol):
+    """A potential whose network can be trained; teaching and test potentials cannot."""
+
+    def trainable(self) -> Trainable:
+        """Return a copy of the network with gradients on, for the training loop."""

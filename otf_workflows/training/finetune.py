@@ -23,7 +23,7 @@ import numpy as np
 
 from otf_workflows.alignment import Alignment, align
 from otf_workflows.errors import InputError
-from otf_workflows.potentials.base import TrainablePotential
+from otf_workflows.potentials.trainable import TrainablePotential
 from otf_workflows.training.loop import Loop, Sample
 from otf_workflows.types import Split
 

@@ -9,12 +9,12 @@ from otf_workflows.potentials import (
     POTENTIALS,
     Potential,
     PotentialError,
-    TrainablePotential,
     check_elements,
     load_potential,
     missing_packages,
     potential_entry,
 )
+from otf_workflows.potentials.trainable import TrainablePotential
 
 
 def test_listing_potentials_loads_nothing_heavy():
