@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otf_workflows.errors import NotFoundError
 from otf_workflows.report import words
@@ -85,7 +85,7 @@ def report_data(store: Store, campaign: str) -> ReportData:
         written=written,
         material=words.material(Frame.model_validate(file["structure"])),
         potential=file["potential"],
-        potential_theory=_potential_theory(file["potential"]),
+        potential_theory=_potential_theory(file),
         theory=words.theory(file["labels"]),
         tolerance_eV_A=file["tolerance_eV_A"],
         final_model=document.incumbent_id,
@@ -132,13 +132,17 @@ def _models(store: Store, document: CampaignDocument) -> list[ModelDocument]:
     return [*shared, *store.models(document.name)]
 
 
-def _potential_theory(potential: str) -> str:
+def _potential_theory(file: dict[str, Any]) -> str:
+    """Return what the potential was trained on before this campaign, and its licence."""
     from otf_workflows.potentials.registry import POTENTIALS
 
-    entry = POTENTIALS.get(potential)
+    entry = POTENTIALS.get(file["potential"])
     if entry is None:
         return "data of a level of theory that is not registered"
-    return f"{entry.level_of_theory}; licence: {entry.licence}"
+    known = f"{entry.level_of_theory}; licence: {entry.licence}"
+    if file.get("training", {}).get("from_scratch"):
+        return f"{known}. Challengers were trained from random weights on the labels alone"
+    return known
 
 
 def _cycle(store: Store, cycle: CycleDocument) -> CycleSummary:
