@@ -130,7 +130,8 @@ class CycleMaker(Maker):
             potential=campaign.potential,
             weights=weights,
             calibration=calibration,
-            rules=campaign.exploration,
+            # Each walker is given its own start; the structures of all others stay behind.
+            rules=campaign.exploration.model_copy(update={"starts": []}),
             tolerance_eV_A=campaign.tolerance_eV_A,
             seed=1000 * campaign.seed + walker,
             n_pool=pool_size(campaign),

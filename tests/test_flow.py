@@ -84,7 +84,7 @@ def test_walkers_take_turns_in_the_cell_shapes_and_stay_in_theirs(tuned):
             "temperatures_K": [300, 600],
             "walkers_per_temperature": 2,
             "cell_shapes": 3,
-            "starts": [],
+            "starts": [{"strain": 0.01}],
         },
     )
 
@@ -93,9 +93,18 @@ def test_walkers_take_turns_in_the_cell_shapes_and_stay_in_theirs(tuned):
         return [j.function_args[0].cell_A for j in flow.jobs if j.metadata["stage"] == "explore"]
 
     first = cells(1)
-    assert first[0] == first[3] == cell
+    assert first[0] == cell
     assert first[0] != first[1] != first[2] != first[0]
+    assert first[3][0][0] == pytest.approx(1.01 * 5.14)
     assert cells(2) == first
+
+
+def test_a_walker_is_not_given_the_structures_of_the_others(campaign, tuned):
+    rules = Exploration(starts=[{"strain": 0.01}])
+    flow = CycleMaker(campaign.model_copy(update={"exploration": rules})).make(
+        1, tuned, Calibration(), {}
+    )
+    assert flow.jobs[0].function_kwargs["rules"].starts == []
 
 
 def test_walkers_have_seeds_of_their_own(campaign, tuned):
