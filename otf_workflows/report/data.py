@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otf_workflows.schemas import (
+        Calibration,
         CampaignDocument,
         CycleDocument,
         Event,
@@ -101,7 +102,7 @@ def report_data(store: Store, campaign: str) -> ReportData:
             for label in labels
             if label.state in {LabelState.FAILED, LabelState.QUARANTINED}
         ],
-        models=[_model(store, model, document) for model in models],
+        models=[_model(store, model, document, cycles) for model in models],
         coverage=evidence.coverage(),
         production=production,
         decisions=decisions(events, cycles),
@@ -206,7 +207,12 @@ def _failed(store: Store, campaign: str, label: LabelDocument) -> FailedLabel:
     )
 
 
-def _model(store: Store, model: ModelDocument, document: CampaignDocument) -> ModelSummary:
+def _model(
+    store: Store,
+    model: ModelDocument,
+    document: CampaignDocument,
+    cycles: Sequence[CycleDocument],
+) -> ModelSummary:
     status = "promoted" if model.promoted else "rejected"
     if model.campaign is None:
         status = "pretrained"
@@ -221,9 +227,21 @@ def _model(store: Store, model: ModelDocument, document: CampaignDocument) -> Mo
         n_labels=_n_labels(store, model),
         sha256=model.sha256,
         audit=model.errors.get("challenger/audit"),
-        calibration=words.calibration(model.calibration),
+        calibration=words.calibration(_checked(model, cycles)),
         verdict=model.verdict,
     )
+
+
+def _checked(model: ModelDocument, cycles: Sequence[CycleDocument]) -> Calibration:
+    """Return a model's calibration with the coverage of the newest labels that it led to."""
+    seen = [
+        cycle.fresh_coverage["coverage"]
+        for cycle in cycles
+        if cycle.incumbent_id == model.model_id and "coverage" in cycle.fresh_coverage
+    ]
+    if not seen:
+        return model.calibration
+    return model.calibration.model_copy(update={"measured": seen[-1]})
 
 
 def decisions(events: Sequence[Event], cycles: Sequence[CycleDocument]) -> list[Occurrence]:

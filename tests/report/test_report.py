@@ -185,6 +185,15 @@ def test_uncertainty_is_calibrated_and_only_of_unseen_frames(store):
     assert data.coverage.measured == pytest.approx(covered / len(calibrated))
 
 
+def test_each_model_tells_what_its_uncertainty_covered_of_the_labels_it_led_to(store):
+    data = report_data(store, "finished")
+    cycle = next(c for c in store.cycles("finished") if c.cycle == 1)
+    said = next(m.calibration for m in data.models if m.model_id == cycle.incumbent_id)
+    assert said.endswith(
+        f"covered {cycle.fresh_coverage['coverage']:.0%} of the next ones".replace("%", "\u202f%")
+    )
+
+
 def test_reliability_and_ranking_stand_beside_plain_force(store, page):
     coverage = report_data(store, "finished").coverage
     assert list(coverage.levels) == ["50", "80", "90", "95"]
