@@ -77,12 +77,13 @@ def test_what_no_hours_suffice_for_leaves_its_place_to_what_fits():
 
 
 def test_hours_left_over_go_to_what_teaches_most_for_each_of_them():
-    """The most uncertain frame costs all but two hours; only two of the others fit beside it."""
+    """Three of the dear frames do not fit, two do; beside them only the two cheap ones would."""
     x, _ = cloud(12)
-    sigmas = np.array([0.9, *np.linspace(0.3, 0.2, 11)])
-    prices = np.array([8.0, *[4.0] * 9, 1.0, 1.0])
-    outcome = select(x, sigmas, n_select=3, budget=budget(10.0, prices))
-    assert outcome.indices == [0, 10, 11]
+    sigmas = np.linspace(0.3, 0.2, 12)
+    prices = np.array([4.0] * 10 + [1.0, 1.0])
+    outcome = select(x, sigmas, n_select=3, budget=budget(9.9, prices))
+    assert (prices[outcome.indices] == [4.0, 4.0, 1.0]).all()
+    assert outcome.indices[-1] == 10, "of two that cost the same, the more uncertain one"
 
 
 def test_many_atoms_are_worth_a_higher_price():
