@@ -229,7 +229,10 @@ class FireWorksEngine(HoldsCampaigns):
         """
         from fireworks.core.launchpad import WFLock
 
+        from otf_workflows.engine.recovery import load_libraries_of
+
         pad = self.launchpad
+        load_libraries_of(pad, fw_id)
         with WFLock(pad, fw_id):
             workflow = pad.get_wf_by_fw_id_lzyfw(fw_id)
             state = workflow.id_fw[fw_id].state
@@ -249,8 +252,11 @@ class FireWorksEngine(HoldsCampaigns):
         """Cut the links from jobs of one workflow that have not ended to what waits for them."""
         from fireworks.core.launchpad import WFLock
 
+        from otf_workflows.engine.recovery import load_libraries_of
+
         pad = self.launchpad
         any_of_them = min(wanted)
+        load_libraries_of(pad, any_of_them)
         with WFLock(pad, any_of_them):
             workflow = pad.get_wf_by_fw_id_lzyfw(any_of_them)
             gone = sorted(i for i in wanted if workflow.id_fw[i].state not in _ENDED)

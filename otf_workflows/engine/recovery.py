@@ -11,6 +11,7 @@ are rolled back to it before the lock is freed, and refreshed from their launche
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def put_back(pad: LaunchPad, fw_id: int, launch_id: int) -> bool:
     workflow = pad.workflows.find_one({"nodes": fw_id}, {"locked": 1})
     if workflow is None or "locked" in workflow:
         return False  # a stray, see below; or its turn comes when the lock is free
+    load_libraries_of(pad, fw_id)
     with WFLock(pad, fw_id):
         active = {"launch_id": launch_id, "state": {"$in": _ACTIVE}}
         firework = pad.fireworks.find_one({"fw_id": fw_id}, {"state": 1, "launches": 1})
@@ -110,6 +112,16 @@ def put_back(pad: LaunchPad, fw_id: int, launch_id: int) -> bool:
             {"_id": 1},
         )
     return is_its_own
+
+
+def load_libraries_of(pad: LaunchPad, fw_id: int) -> None:
+    """Import what it takes to read a job, before its workflow is locked.
+
+    That takes seconds, and minutes on a busy machine or file system: whoever did it under the lock
+    would be taken for dead.
+    """
+    with suppress(Exception):  # what cannot be read shows itself again, where it is dealt with
+        pad.get_fw_by_id(fw_id)
 
 
 def put_back_reservations(pad: LaunchPad, *, patience: timedelta = PATIENCE) -> list[str]:

@@ -12,7 +12,8 @@ from jobflow import Flow
 
 from otf_workflows.engine import JobState
 from otf_workflows.engine.identity import WORKER_VARIABLE, WorkerName, kill_programs_of
-from otf_workflows.engine.recovery import recover
+from otf_workflows.engine.lean_launchpad import LeanLaunchPad
+from otf_workflows.engine.recovery import put_back, recover
 from otf_workflows.testing.jobs import collect, report, spawn, staged
 from otf_workflows.types import Role, Stage
 
@@ -244,3 +245,19 @@ def test_programs_of_a_dead_worker_are_killed_and_no_others():
         for process in (left, other):
             process.kill()
             process.wait()
+
+
+def test_libraries_are_loaded_before_the_workflow_is_locked(engine, dead, tmp_path, monkeypatch):
+    engine.submit(Flow([staged(report(), Stage.LABEL)]), **KEY)
+    pad = engine.launchpad
+    firework, launch_id = take(engine, dead, tmp_path)
+    locked_at_first_look = []
+    read = LeanLaunchPad.get_fw_by_id
+
+    def look(self, fw_id):
+        locked_at_first_look.append("locked" in pad.workflows.find_one())
+        return read(self, fw_id)
+
+    monkeypatch.setattr(LeanLaunchPad, "get_fw_by_id", look)
+    assert put_back(pad, firework.fw_id, launch_id)
+    assert locked_at_first_look[0] is False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from otf_workflows.engine.queues.retries import Grant, Limits, Verdict, decide
 from otf_workflows.engine.records import utc
-from otf_workflows.engine.recovery import put_back
+from otf_workflows.engine.recovery import load_libraries_of, put_back
 from otf_workflows.schemas import Attempt
 from otf_workflows.store import Store
 from otf_workflows.types import FailureCause, Stage
@@ -305,6 +305,7 @@ class Incidents:
             "directory": attempt.directory,
         }
         exception = {"_stacktrace": message, "_details": details}
+        load_libraries_of(self._pad, launch["fw_id"])
         self._pad.complete_launch(
             launch["launch_id"], FWAction(stored_data={"_exception": exception}), "FIZZLED"
         )
