@@ -5,7 +5,7 @@ shipped checkpoint (0.2.0) plays DFT. Nothing else is fitted, so that the figure
 walkers and not of a training.
 
     python benchmarks/exploration.py notice --seeds 3
-    python benchmarks/exploration.py bias --seeds 2
+    python benchmarks/exploration.py bias --seeds 2 --strengths 0 0.5 1
 
 ``notice`` heats a walker of 8 atoms from 300 K to 2000 K and reads uncertainty and novelty at
 every step; then it asks when each way of checking would have stopped it. ``bias`` runs 30 atoms (a
@@ -60,23 +60,23 @@ def fitted(atoms: Atoms, *, temperature_K: float, seed: int) -> CHGNetPotential:
     return model.fit_uncertainty(frames, forces, seed=seed)
 
 
-def notice(seed: int) -> list[dict[str, Any]]:
+def notice(seed: int, *, steps: int) -> list[dict[str, Any]]:
     """Return when each way of checking stops a walker that is heated, for one seed."""
     from ase.build import bulk
 
     atoms = bulk("LiCl", "rocksalt", a=5.13, cubic=True)
     potential = fitted(atoms, temperature_K=300.0, seed=seed)
-    ramp = Ramp(to_K=2000.0, steps=1500)
+    ramp = Ramp(to_K=2000.0, steps=steps)
     start = first_checkpoint(atoms, temperature_K=300.0, seed=(seed,))
     dynamics = Dynamics(start, potential, conditions(300.0, ramp))
     sigmas, novelties = [], []
-    for _ in range(1500):
+    for _ in range(steps):
         dynamics.advance()
         read = potential.predict(dynamics.structure(), uncertainty=True)
         sigmas.append(float(read.sigma_eV_A.max()))
         novelties.append(float(read.novelty.max()))
     # What is met while it is cold is trusted with some room; twice that is lost.
-    tolerance = 1.5 * max(sigmas[:150])
+    tolerance = 1.5 * max(sigmas[: steps // 10])
     rows = []
     for check_every in (10, 20, 50, 100):
         for early in (False, True):
@@ -164,7 +164,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in range(given.seeds):
         if given.part == "notice":
-            for row in notice(seed):
+            for row in notice(seed, steps=given.steps):
                 print(json.dumps(row), flush=True)
             continue
         atoms = bulk("LiCl", "rocksalt", a=5.13, cubic=True).repeat((2, 2, 1))

@@ -51,6 +51,8 @@ class Integrator(LangevinBAOAB):
         Source of all noise.
     """
 
+    p_eps: Any
+
     def __init__(
         self,
         atoms: Atoms,
@@ -96,7 +98,7 @@ class Integrator(LangevinBAOAB):
     def cell_momentum(self, value: float | list[list[float]] | None) -> None:
         """Set what was read; None is a cell at rest."""
         if self.hydrostatic:
-            self.p_eps = float(value or 0.0)  # type: ignore[arg-type]
+            self.p_eps = 0.0 if value is None else float(np.asarray(value))
         else:
             self.p_eps = np.zeros((3, 3)) if value is None else np.array(value)
 

@@ -207,7 +207,7 @@ class MdLoop:
         if self.state.n_steps_run == 0:
             self._check()
         while self.reason is None and self.state.n_steps_run < self.n_steps:
-            self.dynamics.advance()
+            self._moving().advance()
             self.state.n_steps_run += 1
             done = self.state.n_steps_run
             self._guard_motion()
