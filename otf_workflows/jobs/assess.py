@@ -72,6 +72,8 @@ def assess(
         return verdict
 
     promoted, reasons = judge_challenger(training.errors, arrays=training.evaluation)
+    if training.forgetting is not None:
+        reasons = [*reasons, training.forgetting.sentence]
     chosen = training.model_id if promoted else incumbent_id
     in_use, honesty = _in_use(training, before=calibration, promoted=promoted)
     _keep_model(
@@ -176,6 +178,7 @@ def _keep_model(
                 "errors",
                 "calibration",
                 "alignment",
+                "forgetting",
                 "history",
                 "versions",
             }

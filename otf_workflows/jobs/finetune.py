@@ -55,6 +55,7 @@ def finetune(
     """
     from otf_workflows.training import evaluate
     from otf_workflows.training import finetune as train
+    from otf_workflows.training.replay import forgetting
 
     if not batch.quorum_met:
         return None
@@ -90,6 +91,9 @@ def finetune(
     }
     if unseen is not None:
         judged["incumbent/fresh"] = unseen
+    gone = None
+    if not campaign.training.from_scratch:
+        gone = forgetting(pretrained, challenger, {z for f in learned for z in f.frame.numbers})
     blob = challenger.dump()
     digest = hashlib.sha256(blob).hexdigest()
     return TrainingResult(
@@ -104,6 +108,7 @@ def finetune(
         errors={name: evaluation.errors for name, evaluation in judged.items()},
         evaluation={name: evaluation.arrays for name, evaluation in judged.items()},
         fresh_coverage=_coverage(unseen, calibration),
+        forgetting=gone,
         seconds=time.perf_counter() - started,
         versions=_versions(campaign.potential),
     )

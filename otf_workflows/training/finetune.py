@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,9 +122,10 @@ def finetune(
             trainable.randomise(seed=seed)
         labels = [*training, *validation]
         alignment, samples = _prepare(parent, trainable, labels, from_scratch=rules.from_scratch)
+        replayed = _replayed(parent, trainable, labels, rules=rules, seed=seed)
         loop = Loop(
             trainable,
-            samples[: len(training)],
+            [*samples[: len(training)], *replayed],
             samples[len(training) :],
             rules=rules,
             seed=seed,
@@ -224,6 +225,37 @@ def _prepare(
         for label, graph, reference_eV in zip(labels, graphs, references_eV, strict=True)
     ]
     return alignment, samples
+
+
+def _replayed(
+    parent: Potential,
+    trainable: Trainable,
+    labels: Sequence[LabelledFrame],
+    *,
+    rules: TrainingRules,
+    seed: int,
+) -> list[Sample]:
+    """Return other crystals of the same elements as the parent sees them, with a small weight.
+
+    Energies are those of the parent's network: the shift towards the labels is added to all
+    energies after the training, also to these.
+    """
+    from otf_workflows.training.network import build_graphs
+    from otf_workflows.training.replay import pseudo_labels
+
+    if not rules.replay.n:
+        return []
+    numbers = {number for label in labels for number in label.frame.numbers}
+    pseudo = pseudo_labels(parent, numbers, n=rules.replay.n, seed=seed)
+    structures = [label.frame.to_atoms() for label in pseudo]
+    graphs = build_graphs(trainable, structures, names=[label.key for label in pseudo])
+    predictions = parent.predict_many(structures)
+    device = next(trainable.network.parameters()).device
+    samples = [
+        _sample(label, graph, _reference_eV(trainable, label, graph, prediction), device)
+        for label, graph, prediction in zip(pseudo, graphs, predictions, strict=True)
+    ]
+    return [replace(sample, weight=rules.replay.weight, replayed=True) for sample in samples]
 
 
 def _check(label: LabelledFrame) -> None:

@@ -38,7 +38,10 @@ VALIDATION_ERROR = "validation_force_rmse_eV_A"
 
 @dataclass(frozen=True)
 class Sample:
-    """One label as the network sees it: energies without the composition's share."""
+    """One label as the network sees it: energies without the composition's share.
+
+    Replayed ones, labelled by the parent itself, are trained on but left out of the errors told.
+    """
 
     graph: Graph
     n_atoms: int
@@ -46,6 +49,8 @@ class Sample:
     forces_eV_A: Tensor
     stress_GPa: Tensor
     has_stress: bool
+    weight: float = 1.0
+    replayed: bool = False
 
 
 class Loop:
@@ -137,7 +142,7 @@ class Loop:
         return {name: float(value) for name, value in entry.items()}
 
     def _loss(self, samples: list[Sample]) -> tuple[Tensor, list[float], list[int]]:
-        """Return the loss of a batch, its summed absolute errors (E, F, S), and their counts."""
+        """Return the loss of a batch, and summed absolute errors (E, F, S) and counts of labels."""
         import torch
         from torch.nn.functional import huber_loss
 
@@ -157,14 +162,21 @@ class Loop:
             wanted = torch.cat([samples[index].stress_GPa for index in with_stress])
             pairs.append((stress[with_stress], wanted))
             loss_weights.append(self.rules.stress_weight)
-        losses = [
-            weight * huber_loss(*pair, delta=HUBER_DELTA)
-            for weight, pair in zip(loss_weights, pairs, strict=True)
-        ]
-        errors = [(found - wanted).abs().sum().item() for found, wanted in pairs]
-        counts = [wanted.numel() for _, wanted in pairs]
-        missing = 3 - len(pairs)
-        return torch.stack(losses).sum(), errors + [0.0] * missing, counts + [0] * missing
+        sizes = torch.tensor([sample.n_atoms for sample in samples])
+        owners = [torch.arange(len(samples)), torch.arange(len(samples)).repeat_interleave(sizes)]
+        owners.append(torch.tensor(with_stress, dtype=torch.long))
+        shares = torch.tensor([sample.weight for sample in samples])
+        told = torch.tensor([not sample.replayed for sample in samples])
+        losses, errors, counts = [], [0.0] * 3, [0] * 3
+        for kind, (weight, (found, wanted)) in enumerate(zip(loss_weights, pairs, strict=True)):
+            rows = (-1, *[1] * (found.ndim - 1))
+            share = shares[owners[kind]].reshape(rows).to(found)
+            own = told[owners[kind]].reshape(rows).to(found)
+            each = huber_loss(found, wanted, delta=HUBER_DELTA, reduction="none")
+            losses.append(weight * (share * each).mean())
+            errors[kind] = (own * (found - wanted)).abs().sum().item()
+            counts[kind] = int(own.expand_as(wanted).sum().item())
+        return torch.stack(losses).sum(), errors, counts
 
     def _close(self, entry: dict[str, float]) -> None:
         """Add the validation error to an epoch's entry and remember the weights if best."""
