@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def write_input(
     recipe
         Level of theory.
     numerics
-        Checked numerical settings; ``pw.x``'s own names.
+        Checked numerical settings; ``pw.x``'s own names, and ``extra_bands``.
     outdir
         Folder for the files of ``pw.x``, absolute or relative to where it runs.
     max_seconds
@@ -148,6 +149,8 @@ def write_input(
         moments = [recipe.starting_magnetization.get(s, 0.0) for s in atoms.symbols]
         atoms.set_initial_magnetic_moments(moments)
     electrons = {"conv_thr": recipe.scf_threshold_Ry, **numerics}
+    if extra := electrons.pop("extra_bands", 0):
+        system["nbnd"] = _usual_bands(recipe, frame) + extra
     points = recipe.points(frame.cell_A)
     with path.open("w") as file:
         write_espresso_in(
@@ -160,6 +163,16 @@ def write_input(
         )
     if points is not None:
         path.write_text(_with_points(path.read_text(), *points))
+
+
+def _usual_bands(recipe: EspressoRecipe, frame: Frame) -> int:
+    """Return how many bands ``pw.x`` takes by itself, or more: a fifth of them empty in metals."""
+    occupied = ceil(recipe.n_electrons(frame.numbers) / 2)
+    if recipe.smearing == Smearing.NONE:
+        return occupied
+    # Moments may need more bands of one spin; each of them has the whole shell there.
+    largest = occupied if recipe.spin == Spin.UNPOLARISED else 2 * occupied
+    return max(ceil(1.2 * largest), largest + 4)
 
 
 def _with_points(text: str, points: np.ndarray, weights: np.ndarray) -> str:

@@ -257,6 +257,9 @@ class PwNumerics(BaseModel):
     mixing_ndim: int = Field(8, ge=1, le=50, description="Iterations remembered by the mixer.")
     diagonalization: Literal["david", "cg", "ppcg"] = Field("david", description="Eigensolver.")
     diago_david_ndim: int = Field(2, ge=2, le=16, description="Work space of Davidson's method.")
+    extra_bands: int = Field(
+        0, ge=0, le=200, description="Bands beyond those that pw.x would take, never fewer."
+    )
     diago_full_acc: bool = Field(False, description="Empty bands as accurate as occupied ones.")
     electron_maxstep: int = Field(100, ge=1, le=2000, description="Most SCF iterations.")
     startingpot: Literal["atomic", "file"] = Field("atomic", description="Start of the density.")

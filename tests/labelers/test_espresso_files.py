@@ -190,3 +190,31 @@ def test_the_input_keeps_the_order_of_interleaved_atoms(tmp_path, upf_folder):
     assert re.search(r"ecutrho\s+= 200", text)
     assert re.search(r"mixing_beta\s+= 0\.3", text)
     assert re.search(r"nosym\s+= \.true\.", text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "bands"),
+    [
+        ({}, 4 + 5),
+        ({"smearing": "gaussian", "width_Ry": 0.01}, 8 + 5),
+        (
+            {
+                "smearing": "cold",
+                "width_Ry": 0.01,
+                "spin": "collinear",
+                "starting_magnetization": {"Si": 0.1},
+            },
+            12 + 5,
+        ),
+    ],
+)
+def test_extra_bands_are_beyond_those_that_pw_x_would_take(tmp_path, upf_folder, changes, bands):
+    folder = str(upf_folder("Si"))
+    recipe = EspressoRecipe(cutoff_Ry=20, kpoints=(1, 1, 1), pseudopotentials=folder, **changes)
+    frame = Frame(numbers=[14, 14], cell_A=(4 * np.eye(3)).tolist(), positions_A=[[0] * 3, [2] * 3])
+    for numerics in ({}, {"extra_bands": 5}):
+        path = tmp_path / "pw.in"
+        write_input(path, frame, recipe, numerics=numerics, outdir="o", max_seconds=None)
+        found = re.search(r"nbnd\s+= (\d+)", path.read_text())
+        assert (found and int(found[1])) == (bands if numerics else None)
+        assert not re.search(r"^\s*extra_bands", path.read_text(), re.MULTILINE)
