@@ -46,7 +46,10 @@ def submissions_that_start_nothing() -> Iterator[None]:
     from qtoolkit.core.data_objects import SubmissionResult, SubmissionStatus
 
     gone = SubmissionResult(job_id="4999999", status=SubmissionStatus.SUCCESSFUL)
-    with patch.object(QueueManager, "submit", lambda *_, **__: gone):
+    with (
+        patch.object(QueueManager, "submit", lambda *_, **__: gone),
+        patch.object(QueueManager, "get_jobs_list", lambda *_, **__: []),
+    ):
         yield
 
 

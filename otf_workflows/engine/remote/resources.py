@@ -4,26 +4,58 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otf_workflows.engine.queues.packing import grant_for_label, limits_of
+from otf_workflows.engine.queues.retries import Grant
 from otf_workflows.types import QueueKind
 
 if TYPE_CHECKING:
+    from otf_workflows.engine.queues.label_costs import LabelCosts
+    from otf_workflows.schemas import LabelDocument
     from otf_workflows.settings import Queue
 
 MARGIN_S = 300.0
 """How much longer a batch job lives than the time limit of the label in it (s)."""
 
 
-def batch_options(queue: Queue, *, walltime_s: float | None = None) -> dict[str, Any]:
+def grant_of(
+    queue: Queue, label: LabelDocument, costs: LabelCosts, *, limit_s: float | None
+) -> Grant:
+    """Return walltime and memory of the batch job of a label.
+
+    Parameters
+    ----------
+    queue
+        The role's section of the site file.
+    label
+        The label.
+    costs
+        What the labels finished so far took.
+    limit_s
+        Time limit that a person gave this label (s); none if nobody did.
+    """
+    grant = grant_for_label(
+        queue,
+        label_s=costs.expected_s(label),
+        size_ratio=costs.size_ratio(label),
+        limits=limits_of(queue),
+    )
+    return Grant(limit_s + MARGIN_S, grant.memory_MiB) if limit_s else grant
+
+
+def batch_options(queue: Queue, grant: Grant | None = None) -> dict[str, Any]:
     """Return the options of one batch job.
 
     Parameters
     ----------
     queue
         The role's section of the site file.
-    walltime_s
-        Time limit of the job itself (s), if a person gave it one of its own.
+    grant
+        What this job may use, if that is not what the section says.
     """
-    limit_s = queue.walltime_s if walltime_s is None else walltime_s + MARGIN_S
+    limit_s = float(queue.walltime_s)
+    if grant is not None:
+        limit_s = grant.walltime_s
+        queue = queue.model_copy(update={"memory_MiB": grant.memory_MiB})
     build = {QueueKind.SLURM: _slurm, QueueKind.PBS: _pbs, QueueKind.SGE: _sge}[queue.kind]
     options = build(queue, hours_minutes_seconds(limit_s))
     lines = [*options.pop("qverbatim", []), *queue.directives]

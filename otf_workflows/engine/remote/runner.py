@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,12 @@ from qtoolkit.core.data_objects import QState
 
 from otf_workflows.engine.base import RELABEL
 from otf_workflows.engine.hold import HOLDS
+from otf_workflows.engine.queues.label_costs import LabelCosts
+from otf_workflows.engine.queues.packing import limits_of
+from otf_workflows.engine.queues.retries import Grant, decide
 from otf_workflows.engine.remote.execute import RESULT, has_ended
 from otf_workflows.engine.remote.failures import cause_of_loss
-from otf_workflows.engine.remote.labels import LabelGate, Turn
+from otf_workflows.engine.remote.labels import LabelGate, Turn, key_of
 from otf_workflows.engine.remote.processes import kill_tree, runs_in
 from otf_workflows.engine.remote.project import (
     FOLDER_VARIABLE,
@@ -35,9 +39,10 @@ from otf_workflows.engine.remote.project import (
     write_project,
 )
 from otf_workflows.engine.remote.records import ACTIVE, is_helper, role_in
-from otf_workflows.engine.remote.resources import batch_options
+from otf_workflows.engine.remote.resources import batch_options, grant_of
 from otf_workflows.engine.remote.ssh import refuse_unknown_hosts
 from otf_workflows.engine.routing import LATE, PRIORITIES
+from otf_workflows.store import Store
 from otf_workflows.types import FailureCause, Role, Stage
 
 if TYPE_CHECKING:
@@ -57,6 +62,7 @@ STALE_LOCK = timedelta(seconds=120)
 
 _STATES = ["CHECKED_OUT", "UPLOADED", "RUN_FINISHED", "DOWNLOADED"]
 """States from which a turn moves jobs on."""
+_TOO_LITTLE = {FailureCause.WALLTIME, FailureCause.MEMORY}
 _QUEUED = {QState.QUEUED, QState.QUEUED_HELD}
 _HELD = {"paused": "PAUSED", "cancelled": "USER_STOPPED"}
 """What a person's hold makes of a job that has not started."""
@@ -86,6 +92,7 @@ class SiteRunner(Runner):
             super().__init__(project_name=where[PROJECT_VARIABLE], log_level=LogLevel.WARN)
         self.job_controller.close()  # type: ignore[has-type]
         self.job_controller = engine.controller
+        self._costs = LabelCosts(Store(engine.database), self.site)
         self.gate = LabelGate(engine.database, engine.controller, engine.job_store)
 
     def turn(self, stop: threading.Event | None = None) -> None:
@@ -155,15 +162,39 @@ class SiteRunner(Runner):
     def _take(self, db_id: str, role: Role) -> bool:
         """Send a job to the worker of its role; False if somebody held it in the meantime."""
         jobs = self.job_controller.jobs
-        asked = jobs.find_one({"db_id": db_id}, ["job.function_kwargs.walltime_s"]) or {}
-        limit_s = asked.get("job", {}).get("function_kwargs", {}).get("walltime_s")
-        queue = self.site.queues.get(role)
-        resources = batch_options(queue, walltime_s=limit_s) if queue and limit_s else None
-        jobs.update_one(
-            {"db_id": db_id, "state": "READY"},
-            {"$set": {"worker": str(role), "resources": resources}},
-        )
+        grant, queue = self._grant(db_id, role), self.site.queues.get(role)
+        resources = batch_options(queue, grant) if queue and grant else None
+        change = {"worker": str(role), "resources": resources}
+        change["otf_grant"] = asdict(grant) if grant else None
+        jobs.update_one({"db_id": db_id, "state": "READY"}, {"$set": change})
         return self.job_controller.checkout_job({"db_id": db_id}) is not None
+
+    def _grant(self, db_id: str, role: Role) -> Grant | None:
+        """Return what the batch job of a label may use; None for what its queue section says."""
+        queue = self.site.queues.get(role)
+        wanted = ["job.name", "job.metadata", "job.function_kwargs.walltime_s", "otf_needs"]
+        document = self.job_controller.jobs.find_one({"db_id": db_id}, wanted) if queue else None
+        if queue is None or document is None or not is_label(document):
+            return None
+        if document.get("otf_needs"):
+            return Grant(**document["otf_needs"])
+        for label in Store(self.engine.database).labels(keys=[key_of(document)]):
+            return grant_of(queue, label, self._costs, limit_s=_limit_s(document))
+        return None
+
+    def _more(self, document: dict[str, Any], cause: FailureCause) -> bool:
+        """Give a label more time or memory next time, up to what its queue gives; False if not."""
+        jobs, queue = self.job_controller.jobs, self.site.queues.get(role_in(document))
+        wanted = ["otf_grant", "job.function_kwargs.walltime_s"]
+        had = jobs.find_one({"db_id": document["db_id"]}, wanted)
+        if queue is None or not had.get("otf_grant") or _limit_s(had):
+            return False
+        grant = Grant(**had["otf_grant"])
+        verdict = decide(cause, earlier=[], had=grant, limits=limits_of(queue))
+        if verdict.needs is not None:
+            needs = {"otf_needs": asdict(verdict.needs)}
+            jobs.update_one({"db_id": document["db_id"]}, {"$set": needs})
+        return verdict.again
 
     def withdraw_held(self) -> None:
         """Take jobs of held campaigns out of the batch queues if they have not started there."""
@@ -224,13 +255,12 @@ class SiteRunner(Runner):
 
     def _put_back(self, document: dict[str, Any], cause: FailureCause) -> bool:
         """Decide whether a job that vanished runs again, and say so in the record."""
-        from otf_workflows.store import Store
-
         returns = document.get("otf_returns", 0)
         most = MOST_RETURNS.get(cause, USUAL_RETURNS)
-        if is_label(document) and cause is FailureCause.WALLTIME:
-            most = 0  # it would begin from its start and end the same way
         again = returns < most
+        if is_label(document) and cause in _TOO_LITTLE:
+            # With the same it would begin from its start and end the same way.
+            again = self._more(document, cause)
         metadata = document["job"]["metadata"]
         then = "runs again" if again else "is given up"
         sentence = f"Job {document['db_id']} '{document['job']['name']}' vanished ({cause})"
@@ -302,6 +332,11 @@ def is_label(document: dict[str, Any]) -> bool:
     metadata = document["job"]["metadata"]
     named = metadata.get("label_key") and metadata.get("stage") == str(Stage.LABEL)
     return bool(named) and not is_helper(document)
+
+
+def _limit_s(document: dict[str, Any]) -> float | None:
+    """Return the time limit that a person gave a label (s), if one did."""
+    return document["job"].get("function_kwargs", {}).get("walltime_s")
 
 
 def _precedence(document: dict[str, Any]) -> tuple[int, datetime]:

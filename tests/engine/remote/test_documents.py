@@ -10,10 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from otf_workflows.engine.base import JobState
+from otf_workflows.engine.queues.retries import Grant
 from otf_workflows.engine.remote.failures import cause_of_loss, failure_of, note
 from otf_workflows.engine.remote.project import project_document, worker_document, write_project
 from otf_workflows.engine.remote.records import STATES, job_record
-from otf_workflows.engine.remote.resources import batch_options, hours_minutes_seconds
+from otf_workflows.engine.remote.resources import batch_options, grant_of, hours_minutes_seconds
 from otf_workflows.errors import ConfigurationError, LabelFailed
 from otf_workflows.settings import Queue, RemoteSettings, Site
 from otf_workflows.types import EngineKind, FailureCause, QueueKind, Role
@@ -150,8 +151,17 @@ def test_a_queue_section_becomes_the_lines_of_a_batch_script(kind):
     assert [line for line in script.splitlines() if line] == ["#!/bin/bash", *expected, "run"]
 
 
+class NoCosts:
+    def expected_s(self, _label):
+        return None
+
+    def size_ratio(self, _label):
+        return None
+
+
 def test_a_label_with_a_time_limit_of_its_own_gets_a_batch_job_that_outlives_it():
-    assert batch_options(Queue(), walltime_s=7200)["time"] == "02:05:00"
+    assert grant_of(Queue(), None, NoCosts(), limit_s=7200).walltime_s == 7500
+    assert batch_options(Queue(), Grant(7500.0))["time"] == "02:05:00"
     assert hours_minutes_seconds(100 * 3600 + 61) == "100:01:01"
 
 
@@ -230,5 +240,5 @@ def test_a_process_of_the_same_number_is_not_taken_for_the_job(tmp_path):
         assert process.poll() is None
         assert runs_in(process.pid, job)
         kill_tree(process.pid, job)
-        process.wait(10)
+        process.wait(300)
         assert not Path(f"/proc/{process.pid}").exists()

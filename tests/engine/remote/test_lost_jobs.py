@@ -6,12 +6,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from jobflow import Flow
 
 from otf_workflows.claims import Claims
-from otf_workflows.engine import JobState
+from otf_workflows.engine import JobState, open_engine
+from otf_workflows.schemas import Frame
+from otf_workflows.settings import load_site
 from otf_workflows.testing.jobs import collect, nap, report, staged
-from otf_workflows.testing.remote import lose, states, submissions_that_start_nothing
+from otf_workflows.testing.remote import lose, runner_here, states, submissions_that_start_nothing
 from otf_workflows.types import Stage
 
 KEY = {"campaign": "c", "cycle": 0, "kind": "cycle"}
@@ -106,3 +109,44 @@ def test_a_lock_left_by_a_killed_runner_is_freed(engine, runner, drain, database
     database.jf_flows.update_one({}, {"$set": old})
     drain()
     assert states(engine) == {"report": "done"}
+
+
+@pytest.fixture
+def queued(remote_site):
+    """The site with labels in a queue of an hour and 2000 MiB, of which a job may get twice."""
+    queue = {"memory_MiB": 2000, "walltime_s": 3600, "partition": "dft"}
+    document = yaml.safe_load(remote_site.source.read_text()) | {"queues": {"dft": queue}}
+    remote_site.source.write_text(yaml.safe_dump(document))
+    return load_site()
+
+
+@pytest.fixture
+def queue_engine(queued):
+    made = open_engine(queued)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "second"),
+    [
+        ("CANCELLED DUE TO TIME LIMIT", ("01:00:00", "2000M"), ("02:00:00", "2000M")),
+        ("Detected 1 oom_kill event", ("01:00:00", "2000M"), ("01:00:00", "4000M")),
+    ],
+)
+def test_a_label_in_a_queue_that_had_too_little_gets_more_until_its_limit(
+    queue_engine, store, words, first, second
+):
+    frame = Frame(numbers=[29], cell_A=[[3, 0, 0], [0, 3, 0], [0, 0, 3]], positions_A=[[0, 0, 0]])
+    recipe = {"code": "ase", "calculator": "emt"}
+    store.want_label("k", frame, recipe=recipe, fingerprint="f", campaign="c", cycle=0)
+    queue_engine.submit(Flow([staged(report(), Stage.LABEL, label_key="k")]), **KEY)
+    (job,) = queue_engine.jobs(campaign="c")
+    asked = []
+    with runner_here(queue_engine) as runner, submissions_that_start_nothing():
+        for _ in range(2):
+            found = lose(runner, job.engine_id, f"slurmstepd: error: *** JOB 7 {words} ***")
+            asked.append((found["resources"]["time"], found["resources"]["mem"]))
+    assert asked == [first, second]
+    (job,) = queue_engine.jobs(campaign="c")
+    assert job.state is JobState.FAILED
