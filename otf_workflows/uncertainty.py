@@ -33,6 +33,10 @@ The worst of 10,000 Gaussian force errors is 1.8 times the worst of 8, so that o
 not get there by chance."""
 
 
+KEPT_VARIANCE = 0.98
+"""Share of the variance of heads that is kept when σ is read from their main directions."""
+
+
 @dataclass(frozen=True)
 class LatentStatistics:
     """Mean and covariance of latent features of the atoms a model was trained on.
@@ -157,6 +161,48 @@ def bootstrap_heads(
         level = ridge * np.trace(normal) / d
         heads.append(np.linalg.solve(normal + level * np.eye(d), times @ projection))
     return np.array(heads)
+
+
+def directions_of_heads(
+    heads: np.ndarray, jacobians: Sequence[np.ndarray] | None = None, *, keep: float = KEPT_VARIANCE
+) -> np.ndarray:
+    """Return the few directions in which heads differ, scaled so that σ² = Σ_k |J v_k|².
+
+    M heads span at most M − 1 directions. With Jacobians, only the strongest are kept: principal
+    components in the metric Σ JᵀJ, in which lengths are forces. What the others had of the
+    variance is given to those that stay, so that σ is right on average.
+
+    Parameters
+    ----------
+    heads
+        Δw of each head, shape (n_heads, d).
+    jacobians
+        J of the training structures, each of shape (3 n, d); None to keep all directions.
+    keep
+        Share of the force variance on the training structures that must stay.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (r, d).
+    """
+    centred = (heads - heads.mean(axis=0)) / np.sqrt(len(heads) - 1)
+    _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
+    all_directions = (lengths[:, None] * directions)[: len(heads) - 1]
+    if jacobians is None:
+        return all_directions
+    gram = sum(np.asarray(rows, dtype=float).T @ rows for rows in jacobians)
+    # principal components of the heads as vectors of forces
+    values, vectors = np.linalg.eigh(all_directions @ gram @ all_directions.T)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+    share = np.cumsum(values) / values.sum()
+    r = min(int(np.searchsorted(share, keep)) + 1, len(share))
+    return (vectors[:, :r].T @ all_directions) / np.sqrt(share[r - 1])
+
+
+def sigma_of_directions(forces_eV_A: np.ndarray) -> np.ndarray:
+    """Return σ of each atom (eV/Å), shape (n,), from J v of each direction, shape (r, n, 3)."""
+    return np.sqrt((forces_eV_A**2).sum(axis=(0, 2)))
 
 
 def sigma_of_heads(forces_eV_A: np.ndarray) -> np.ndarray:

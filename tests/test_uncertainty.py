@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from otf_workflows.errors import InputError
 from otf_workflows.uncertainty import (
     bootstrap_heads,
+    directions_of_heads,
     disagreement,
     latent_statistics,
+    sigma_of_directions,
     sigma_of_heads,
     subsample,
     worst_of,
@@ -149,3 +151,35 @@ def test_worst_of_thousands_of_atoms_is_finite_and_of_none_is_refused():
     for wrong in ([], 8), ([0.1], 0):
         with pytest.raises(InputError):
             worst_of(*wrong)
+
+
+def test_all_directions_of_heads_give_their_spread_exactly():
+    rng = np.random.default_rng(0)
+    heads, jacobian = rng.normal(size=(6, 9)), rng.normal(size=(30, 9))
+    expected = sigma_of_heads((jacobian @ heads.T).T.reshape(6, 10, 3))
+    directions = directions_of_heads(heads)
+    assert directions.shape == (5, 9)
+    sigma = sigma_of_directions((jacobian @ directions.T).T.reshape(5, 10, 3))
+    np.testing.assert_allclose(sigma, expected)
+
+
+def test_directions_that_move_no_force_are_left_out():
+    rng = np.random.default_rng(1)
+    heads, jacobian = rng.normal(size=(8, 9)), rng.normal(size=(30, 9))
+    jacobian[:, 2:] *= 1e-3
+    directions = directions_of_heads(heads, [jacobian], keep=0.98)
+    assert len(directions) == 2
+    expected = sigma_of_heads((jacobian @ heads.T).T.reshape(8, 10, 3))
+    sigma = sigma_of_directions((jacobian @ directions.T).T.reshape(2, 10, 3))
+    np.testing.assert_allclose(sigma, expected, rtol=1e-3)
+
+
+def test_what_is_left_out_is_given_to_the_rest_so_that_sigma_is_right_on_average():
+    rng = np.random.default_rng(2)
+    heads, jacobians = rng.normal(size=(8, 9)), rng.normal(size=(5, 30, 9))
+    directions = directions_of_heads(heads, jacobians, keep=0.5)
+    assert len(directions) < 5
+    rows = jacobians.reshape(-1, 9)
+    expected = sigma_of_heads((rows @ heads.T).T.reshape(8, 50, 3))
+    sigma = sigma_of_directions((rows @ directions.T).T.reshape(-1, 50, 3))
+    assert np.mean(sigma**2) == pytest.approx(np.mean(expected**2))

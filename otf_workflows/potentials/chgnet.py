@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +17,9 @@ import torch
 from otf_workflows import uncertainty as uq
 from otf_workflows.errors import InputError
 from otf_workflows.potentials import chgnet_forward as net
+from otf_workflows.potentials import chgnet_fused as fused
 from otf_workflows.potentials import chgnet_graph as graphs
 from otf_workflows.potentials import chgnet_weights as weights
-from otf_workflows.potentials import heads as last_layer
 from otf_workflows.potentials.base import PotentialError, Prediction
 from otf_workflows.potentials.registry import check_elements
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 MAX_ROWS = 16_000
 """Bonds plus angles in one forward pass: about one dense 100-atom cell."""
 
+HEADS_AT_ONCE = 8
+"""Derivatives that are pulled back together; more need more memory and gain nothing."""
+
 _PARTNERS = {
     "chgnet-0.3.0": "chgnet-0.2.0",
     "chgnet-0.2.0": "chgnet-0.3.0",
@@ -42,8 +46,20 @@ _PARTNERS = {
 """Which shipped model a model without heads is compared with."""
 
 
+@dataclass
+class _Evaluated:
+    """A forward pass, and dE/d(bond vector) of it."""
+
+    graph: graphs.Graph
+    output: fused.Forward | net.Differentiable
+    slope_eV_A: torch.Tensor
+
+
 class CHGNetPotential:
     """A chgnet model, with or without uncertainty heads.
+
+    In single precision on a CPU it runs through the compiled kernels of
+    :mod:`otf_workflows.potentials.chgnet_fused`, anywhere else through autograd.
 
     Without heads, the uncertainty is the disagreement with another shipped checkpoint, and there
     is no novelty. The model is never changed: :meth:`fit_uncertainty` returns a new potential.
@@ -56,6 +72,8 @@ class CHGNetPotential:
         Registry name of what it was pretrained as.
     heads
         Changes of the last weights, shape (n_heads, d).
+    spread
+        The few directions in which heads differ, shape (r, d); by default all of them.
     latent
         Statistics of the features of the atoms it was trained on.
     """
@@ -66,14 +84,20 @@ class CHGNetPotential:
         *,
         name: str,
         heads: np.ndarray | None = None,
+        spread: np.ndarray | None = None,
         latent: uq.LatentStatistics | None = None,
     ) -> None:
         net.check_supported(model)
         self.model = model
         self.name = name
         self.heads = heads
+        if spread is None and heads is not None:
+            spread = uq.directions_of_heads(heads)
+        self.spread = spread
         self.latent = latent
         self._parameters = list(model.parameters())  # walking the modules costs 1 ms
+        self._arranged: tuple[list[tuple[int, int]], fused.Network | None] | None = None
+        self._latest: tuple[bytes, _Evaluated] | None = None
 
     def predict(self, atoms: Atoms, *, uncertainty: bool = False) -> Prediction:
         """Return energy, forces and stress of one structure.
@@ -83,7 +107,8 @@ class CHGNetPotential:
         atoms
             Structure with a cell.
         uncertainty
-            Also return σ: one backward pass per head, or a second model without heads.
+            Also return σ: derivatives of the directions in which heads differ, or without heads
+            a second model. Right after a prediction of the same structure that is all it costs.
 
         Raises
         ------
@@ -106,9 +131,17 @@ class CHGNetPotential:
             partner = _partner(_PARTNERS[self.name], str(self._device))
             partner_forces = [p.forces_eV_A for p in partner.predict_many(structures)]
         predictions: list[Prediction | None] = [None] * len(structures)
+        # a walker that reads σ has just asked for the forces of the same structure
+        key = self._fingerprint(structures) if self.heads is not None else None
+        if key is not None and self._latest is not None and self._latest[0] == key:
+            return self._predictions(self._latest[1], partner_forces, with_heads=uncertainty)
+        self._latest = None  # before more memory is needed
         for indices, graph in self._batches(structures):
+            evaluated = self._evaluate(graph)
             others = [partner_forces[i] for i in indices]
-            batch = self._evaluate(graph, others, with_heads=uncertainty)
+            batch = self._predictions(evaluated, others, with_heads=uncertainty)
+            if key is not None:
+                self._latest = key, evaluated
             for index, prediction in zip(indices, batch, strict=True):
                 predictions[index] = prediction
         return [prediction for prediction in predictions if prediction is not None]
@@ -120,21 +153,29 @@ class CHGNetPotential:
 
         See :class:`~otf_workflows.potentials.base.Tiltable`.
         """
-        ((_, graph),) = self._batches([atoms])
-        with _inference(self.model, self._parameters):
-            vectors = self._vectors(graph).requires_grad_()
-            output = net.forward(self.model, graph, vectors)
-            slope, head_energies = last_layer.tilted_slope(
-                output.site_energies_eV, output.hidden, vectors, self.heads, slopes
+        if self.heads is None:
+            raise InputError(
+                "A model without uncertainty heads cannot be biased.",
+                hint="fit its uncertainty to labels first",
             )
-        energy = output.site_energies_eV.detach().double().sum().item()
+        ((_, graph),) = self._batches([atoms])
+        self._latest = None
+        with _inference(self.model, self._parameters):
+            output = self._forward(graph)
+            total = output.hidden.detach().double().sum(dim=0).cpu().numpy()
+            head_energies = total @ self.heads.T
+            # the energy of a head is linear in its weights, so the bias is one more head
+            last = net.last_weights(self.model)
+            tilt = torch.as_tensor(slopes(head_energies) @ self.heads, device=last.device)
+            (slope,) = output.slopes((last.double() + tilt).to(last.dtype)[None])
+        energy = output.site_energies_eV.double().sum().item()
         energy += net.reference_energies_eV(self.model, graph).item()
         (forces,), (stress,) = graphs.forces_and_stress(graph, slope)
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             raise PotentialError(
                 "Energy or forces are not finite.", hint="look for atoms on top of each other"
             )
-        latent = output.features.detach().double().cpu().numpy()
+        latent = output.features.double().cpu().numpy()
         novelty = None if self.latent is None else self.latent.novelty(latent)
         return Prediction(energy, forces, stress, novelty=novelty), head_energies
 
@@ -142,8 +183,8 @@ class CHGNetPotential:
         """Return structure-mean readout features, shape (n_structures, d). No backward pass."""
         rows = np.zeros((len(structures), self.model.atom_fea_dim))
         for indices, graph in self._batches(structures):
-            with _inference(self.model, self._parameters), torch.no_grad():
-                output = net.forward(self.model, graph, self._vectors(graph))
+            with _inference(self.model, self._parameters):
+                output = self._forward(graph)
             per_structure = graph.split(output.features.double().cpu().numpy())
             rows[indices] = [atoms.mean(axis=0) for atoms in per_structure]
         return rows
@@ -165,7 +206,8 @@ class CHGNetPotential:
         forces_eV_A
             Their forces at the level of theory of the labels (eV/Å), each of shape (n, 3).
         n_heads
-            Number of heads: each costs about a third of an MD step when σ is read.
+            Number of heads. The few directions in which they differ are derived together when
+            σ is read.
         seed
             Same seed, same heads.
 
@@ -180,22 +222,19 @@ class CHGNetPotential:
         residuals: dict[int, np.ndarray] = {}
         features = []
         for indices, graph in self._batches([structures[i] for i in chosen]):
-            rows, forces, latent = self._linearise(graph)
+            parts, forces, latent = self._linearise(graph)
             features.append(latent)
-            for index, jacobian, predicted in zip(indices, rows, forces, strict=True):
+            for index, jacobian, predicted in zip(indices, parts, forces, strict=True):
                 jacobians[index] = jacobian
                 residuals[index] = np.asarray(forces_eV_A[chosen[index]]) - predicted
         order = range(len(chosen))
-        heads = uq.bootstrap_heads(
-            [jacobians[i] for i in order],
-            [residuals[i] for i in order],
-            n_heads=n_heads,
-            seed=seed,
-        )
+        rows = [jacobians[i] for i in order]
+        heads = uq.bootstrap_heads(rows, [residuals[i] for i in order], n_heads=n_heads, seed=seed)
         return CHGNetPotential(
             copy.deepcopy(self.model),
             name=self.name,
             heads=heads,
+            spread=uq.directions_of_heads(heads, rows),
             latent=uq.latent_statistics(np.concatenate(features)),
         )
 
@@ -207,11 +246,13 @@ class CHGNetPotential:
         """
         features = []
         for _, graph in self._batches(structures):
-            with _inference(self.model, self._parameters), torch.no_grad():
-                output = net.forward(self.model, graph, self._vectors(graph))
+            with _inference(self.model, self._parameters):
+                output = self._forward(graph)
             features.append(output.features.double().cpu().numpy())
         latent = uq.latent_statistics(np.concatenate(features))
-        return CHGNetPotential(self.model, name=self.name, heads=self.heads, latent=latent)
+        return CHGNetPotential(
+            self.model, name=self.name, heads=self.heads, spread=self.spread, latent=latent
+        )
 
     def calculator(self) -> PotentialCalculator:
         """Return an ASE calculator for molecular dynamics; its results repeat bit by bit."""
@@ -233,6 +274,7 @@ class CHGNetPotential:
             "model_args": dict(self.model.model_args),
             "state_dict": {k: v.detach().cpu() for k, v in self.model.state_dict().items()},
             "heads": None if self.heads is None else torch.as_tensor(self.heads),
+            "spread": None if self.spread is None else torch.as_tensor(self.spread),
             "latent": None
             if latent is None
             else [torch.as_tensor(latent.mean), torch.as_tensor(latent.whitening)],
@@ -243,8 +285,27 @@ class CHGNetPotential:
     def _device(self) -> torch.device:
         return self.model.bond_embedding.weight.device
 
-    def _vectors(self, graph: graphs.Graph) -> torch.Tensor:
-        return torch.as_tensor(graph.vectors_A, device=self._device)
+    def _fingerprint(self, structures: Sequence[Atoms]) -> bytes | None:
+        """Return bytes that differ for all single structures that do, and for other weights."""
+        if len(structures) != 1:
+            return None
+        (atoms,) = structures
+        arrays = atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
+        rows = [np.ascontiguousarray(array).tobytes() for array in arrays]
+        return b"".join([*rows, repr(self._weights_now()).encode()])
+
+    def _weights_now(self) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), p._version) for p in self._parameters]  # noqa: SLF001
+
+    def _forward(self, graph: graphs.Graph) -> fused.Forward | net.Differentiable:
+        now = self._weights_now()
+        if self._arranged is None or self._arranged[0] != now:
+            usable = fused.is_supported(self.model)
+            self._arranged = now, fused.Network(self.model) if usable else None
+        network = self._arranged[1]
+        if network is None:
+            return net.Differentiable(self.model, graph)
+        return fused.Forward(network, graph)
 
     def _batches(self, structures: Sequence[Atoms]) -> Iterator[tuple[list[int], graphs.Graph]]:
         """Yield joined graphs of similar structures, with the indices of these."""
@@ -275,30 +336,33 @@ class CHGNetPotential:
             if waiting[kind]:
                 yield flush(kind)
 
-    def _evaluate(
+    def _evaluate(self, graph: graphs.Graph) -> _Evaluated:
+        with _inference(self.model, self._parameters):
+            output = self._forward(graph)
+            (slope,) = output.slopes(net.last_weights(self.model)[None])
+        return _Evaluated(graph, output, slope)
+
+    def _predictions(
         self,
-        graph: graphs.Graph,
+        evaluated: _Evaluated,
         other_forces_eV_A: Sequence[np.ndarray | None],
         *,
         with_heads: bool,
     ) -> list[Prediction]:
-        heads = self.heads if with_heads else None
-        with _inference(self.model, self._parameters):
-            vectors = self._vectors(graph).requires_grad_()
-            output = net.forward(self.model, graph, vectors)
-            sites = output.site_energies_eV.double()
-            (slope,) = torch.autograd.grad(sites.sum(), vectors, retain_graph=heads is not None)
-            deviations = [] if heads is None else _head_forces(graph, output, vectors, heads)
-        energies = [part.sum() for part in graph.split(sites.detach().cpu().numpy())]
+        graph, output = evaluated.graph, evaluated.output
+        sites = output.site_energies_eV.double()
+        energies = [part.sum() for part in graph.split(sites.cpu().numpy())]
         energies = energies + net.reference_energies_eV(self.model, graph).numpy()
-        forces, stresses = graphs.forces_and_stress(graph, slope)
+        forces, stresses = graphs.forces_and_stress(graph, evaluated.slope_eV_A)
         if not (np.isfinite(energies).all() and all(np.isfinite(f).all() for f in forces)):
             raise PotentialError(
                 "Energy or forces are not finite.", hint="look for atoms on top of each other"
             )
         sigmas: list[np.ndarray | None]
-        if deviations:
-            sigmas = list(graph.split(uq.sigma_of_heads(np.array(deviations))))
+        if with_heads and self.spread is not None:
+            with _inference(self.model, self._parameters):
+                deviations = _head_forces(graph, output, self.spread)
+            sigmas = list(graph.split(uq.sigma_of_directions(deviations)))
         else:
             sigmas = [
                 None if other is None else uq.disagreement(own, other)
@@ -306,7 +370,7 @@ class CHGNetPotential:
             ]
         novelties: list[np.ndarray | None] = [None] * graph.n_structures
         if self.latent is not None:
-            latent = output.features.detach().double().cpu().numpy()
+            latent = output.features.double().cpu().numpy()
             novelties = list(graph.split(self.latent.novelty(latent)))
         return [
             Prediction(
@@ -326,14 +390,13 @@ class CHGNetPotential:
     ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
         """Return J (3 n, d) and forces (n, 3) of each structure, and latent features (N, d)."""
         with _inference(self.model, self._parameters):
-            vectors = self._vectors(graph).requires_grad_()
-            output = net.forward(self.model, graph, vectors)
+            output = self._forward(graph)
             basis = np.eye(output.hidden.shape[1])
-            columns = np.array(_head_forces(graph, output, vectors, basis))
+            columns = _head_forces(graph, output, basis)
             last = net.last_weights(self.model).double().cpu().numpy()
         rows = [part.reshape(-1, len(basis)) for part in graph.split(np.moveaxis(columns, 0, 2))]
         forces = [(jacobian @ last).reshape(-1, 3) for jacobian in rows]
-        return rows, forces, output.features.detach().double().cpu().numpy()
+        return rows, forces, output.features.double().cpu().numpy()
 
 
 def load(name: str, blob: bytes | None = None, *, device: str = "cpu") -> CHGNetPotential:
@@ -353,10 +416,12 @@ def load(name: str, blob: bytes | None = None, *, device: str = "cpu") -> CHGNet
     if content["name"] != name:
         raise InputError(f"These are weights of {content['name']}, not of {name}.")
     heads, latent = content["heads"], content["latent"]
+    spread = content.get("spread")
     return CHGNetPotential(
         weights.build_model(content["model_args"], content["state_dict"]).to(device),
         name=name,
         heads=None if heads is None else heads.numpy(),
+        spread=None if spread is None else spread.numpy(),
         latent=None if latent is None else uq.LatentStatistics(*(t.numpy() for t in latent)),
     )
 
@@ -378,16 +443,17 @@ def _check_labels(structures: Sequence[Atoms], forces_eV_A: Sequence[np.ndarray]
 
 
 def _head_forces(
-    graph: graphs.Graph, output: net.Output, vectors: torch.Tensor, heads: np.ndarray
-) -> list[np.ndarray]:
-    """Return J Δw of each head (eV/Å), each of shape (n, 3)."""
-    total = output.hidden.sum(dim=0)
-    changes = torch.as_tensor(heads, dtype=total.dtype, device=total.device)
-    forces = []
-    for change in changes:
-        (slope,) = torch.autograd.grad(total @ change, vectors, retain_graph=True)
-        forces.append(graphs.forces_on_atoms(graph, slope.double().cpu().numpy()))
-    return forces
+    graph: graphs.Graph, output: fused.Forward | net.Differentiable, changes: np.ndarray
+) -> np.ndarray:
+    """Return J Δw of changes of the last weights (eV/Å), shape (n_changes, n, 3)."""
+    rows = torch.as_tensor(changes, dtype=output.hidden.dtype, device=output.hidden.device)
+    return np.array(
+        [
+            graphs.forces_on_atoms(graph, slope)
+            for part in rows.split(HEADS_AT_ONCE)
+            for slope in output.slopes(part).cpu().numpy()
+        ]
+    )
 
 
 @contextlib.contextmanager

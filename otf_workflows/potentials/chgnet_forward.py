@@ -171,6 +171,40 @@ def forward(model: CHGNet, graph: Graph, vectors_A: Tensor) -> Output:
     return Output(last(hidden)[:, 0], features, hidden)
 
 
+class Differentiable:
+    """One forward pass on any device and in any precision, differentiated by autograd.
+
+    Parameters
+    ----------
+    model
+        As for :func:`forward`.
+    graph
+        One structure or several.
+
+    Attributes
+    ----------
+    site_energies_eV, features, hidden
+        As in :class:`Output`.
+    """
+
+    def __init__(self, model: CHGNet, graph: Graph) -> None:
+        device = model.bond_embedding.weight.device
+        self._vectors_A = torch.as_tensor(graph.vectors_A, device=device).requires_grad_()
+        output = forward(model, graph, self._vectors_A)
+        self.site_energies_eV = output.site_energies_eV.detach()
+        self.features = output.features.detach()
+        self.hidden = output.hidden
+
+    def slopes(self, changes: Tensor) -> Tensor:
+        """Return derivatives of Σ hidden · change by bond vectors, (k, n_bonds, 3), float64."""
+        total = self.hidden.sum(dim=0)
+        rows = [
+            torch.autograd.grad(total @ change, self._vectors_A, retain_graph=True)[0]
+            for change in changes
+        ]
+        return torch.stack(rows).double()
+
+
 def reference_energies_eV(model: CHGNet, graph: Graph) -> Tensor:
     """Return the sum of elemental reference energies of each structure (eV, float64)."""
     owners = torch.as_tensor(graph.owners)

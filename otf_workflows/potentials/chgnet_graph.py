@@ -194,9 +194,10 @@ def forces_and_stress(
         Forces (eV/Å) and virial stresses (eV/Å³, tension positive) of each structure.
     """
     slope = gradient_eV_A.double().cpu().numpy()
-    virials = np.zeros((graph.n_structures, 3, 3))
-    products = graph.vectors_A[:, :, None] * slope[:, None, :]
-    np.add.at(virials, graph.owners[graph.first], products)
+    owners, n = graph.owners[graph.first], graph.n_structures
+    products = (graph.vectors_A[:, :, None] * slope[:, None, :]).reshape(-1, 9)
+    columns = [np.bincount(owners, weights=column, minlength=n) for column in products.T]
+    virials = np.stack(columns, axis=1).reshape(n, 3, 3)
     stresses = (virials + virials.transpose(0, 2, 1)) / (2 * graph.volumes_A3[:, None, None])
     return graph.split(forces_on_atoms(graph, slope)), list(stresses)
 
