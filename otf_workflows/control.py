@@ -273,6 +273,8 @@ def rerun(plan: RerunPlan, store: Store, engine: Engine) -> list[str]:
         if mode == "detached":
             flow = relabel(store.label(item.key), campaign=item.campaign, **plan.changes)
             engine.submit(flow, campaign=item.campaign, cycle=item.cycle, kind=RELABEL)
+        # On a slow machine that took long enough for somebody to book the old failure once more.
+        store.reopen_label(item.key)
         store.event(
             f"label rerun ({mode})",
             campaign=item.campaign,

@@ -317,6 +317,14 @@ class LabelCollection:
             Claims(self.database).forget_failure(key)
         return stored.modified_count == 1
 
+    def reopen_label(self, key: str) -> None:
+        """Take back that the old failure was booked again while a rerun was being submitted."""
+        fields = {"state": LabelState.PENDING, "cause": None, "reason": None, "attempts": []}
+        self.database.otf_labels.update_one(
+            {"key": key, "state": str(LabelState.FAILED)},
+            {"$set": plain({**fields, "updated": now()})},
+        )
+
     def claim_adoption(self, key: str, campaign: str, *, seconds: float = 600.0) -> bool:
         """Claim the right to submit a job for a pending label that has none; one gets it."""
         free = {"$or": [{"adopted": None}, {"adopted.until": {"$lt": now()}}]}

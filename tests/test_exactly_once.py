@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 
-from otf_workflows import claims, control
+from otf_workflows import claims, control, reconcile
 from otf_workflows.campaign import Campaign, SelectionRules
 from otf_workflows.claims import Claims, computed_once
 from otf_workflows.connection import OUTPUTS
@@ -203,6 +204,29 @@ def test_a_failure_of_the_frame_is_told_to_the_other_campaign_not_tried_again(
     labels = store.labels(campaign="two")
     assert {label.state for label in labels} == {LabelState.FAILED}
     assert all("chosen to fail" in label.reason for label in labels)
+
+
+def test_an_old_failure_booked_again_while_a_rerun_is_submitted_does_not_stand(
+    begin, drain, store, engine, monkeypatch
+):
+    failing = {
+        "calculator": "otf_workflows.testing.labelers.FailingCalculator",
+        "kwargs": {"calculator": "emt", "share": 1.0},
+    }
+    begin(campaign("one", **failing))
+    drain()
+    book_labels(store, engine, "one")
+    monkeypatch.setattr(reconcile, "RERUN_GRACE", timedelta(0))  # a machine that is very slow
+    submit = engine.submit
+
+    def slow(flow, **key):
+        book_labels(store, engine, "one")
+        return submit(flow, **key)
+
+    monkeypatch.setattr(engine, "submit", slow)
+    control.rerun(control.plan_rerun(store, engine, campaign="one"), store, engine)
+    book_labels(store, engine, "one")
+    assert store.label_counts("one")[LabelState.PENDING] == N_LABELS
 
 
 @pytest.mark.parametrize("stage", ["label", "select", "gather"])
