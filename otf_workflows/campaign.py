@@ -103,7 +103,7 @@ class Bias(Section):
         None,
         gt=0,
         description="Spread of the energy at which 63 % of that are reached (eV, whole cell); "
-        "null for three times the thermal one.",
+        "null for three times the thermal one, growing as the walker goes.",
     )
     walkers: int = Field(
         1, ge=1, description="So many of walkers_per_temperature, the last ones, are biased."

@@ -46,12 +46,14 @@ class UncertaintyBias:
         A, the most that a barrier can be lowered by (eV).
     width_eV
         w, the spread at which 63 % of A are reached (eV); None for :data:`WIDTH_RATIO` times the
-        thermal spread.
+        thermal spread, and later at least the spread of the last stretch: a walker that has left
+        the bias behind would no longer be pushed.
     """
 
     def __init__(self, *, strength_eV: float, width_eV: float | None = None) -> None:
         self.strength_eV = strength_eV
         self.width_eV = width_eV
+        self._given = width_eV is not None
         self._centre_eV: np.ndarray | None = None
         self._seen: list[np.ndarray] = []
 
@@ -61,20 +63,24 @@ class UncertaintyBias:
         return self._centre_eV is not None
 
     def watch(self, head_energies_eV: np.ndarray) -> None:
-        """Take note of head energies (eV), shape (n_heads,), while unbiased."""
-        if not self.settled:
-            self._seen.append(np.array(head_energies_eV))
+        """Take note of head energies (eV), shape (n_heads,), of a stretch under way."""
+        self._seen.append(np.array(head_energies_eV))
 
     def settle(self) -> None:
-        """End the unbiased stretch; its first half, in which the start heats up, is left out."""
-        if self.settled or not self._seen:
-            return
+        """End a stretch: the first one says what is thermal, later ones how far it has come.
+
+        Of each the first half is left out, in which the first start heats up.
+        """
         rows = np.array(self._seen[len(self._seen) // 2 :])
         self._seen = []
-        self._centre_eV = rows.mean(axis=0)
-        if self.width_eV is None:
-            spread = np.sqrt(np.mean([self._spread(row)[0] for row in rows]))
-            self.width_eV = max(WIDTH_RATIO * float(spread), MIN_WIDTH_eV)
+        if not len(rows):
+            return
+        if self._centre_eV is None:
+            self._centre_eV = rows.mean(axis=0)
+        if not self._given:
+            spread = float(np.sqrt(np.mean([self._spread(row)[0] for row in rows])))
+            thermal = max(WIDTH_RATIO * spread, MIN_WIDTH_eV)
+            self.width_eV = thermal if self.width_eV is None else max(self.width_eV, spread)
 
     def energy_eV(self, head_energies_eV: np.ndarray) -> float:
         """Return the bias energy (eV) of head energies (eV), shape (n_heads,)."""

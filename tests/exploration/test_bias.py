@@ -137,6 +137,21 @@ def test_without_a_width_it_is_that_of_thermal_motion_times_three():
     assert bias.energy_eV(np.array([4.0, 4.0, 5.0])) == pytest.approx(-1, abs=1e-4)
 
 
+def test_a_walker_that_has_left_the_bias_behind_is_pushed_on():
+    rng = np.random.default_rng(0)
+    own, given = UncertaintyBias(strength_eV=1.0), UncertaintyBias(strength_eV=1.0, width_eV=0.05)
+    for bias in (own, given):
+        for size in (0.01, 0.5, 0.1):
+            for _ in range(400):
+                bias.watch(rng.normal(0, size, 4))
+            bias.settle()
+    assert own.width_eV == pytest.approx(0.5, rel=0.1)
+    assert given.width_eV == 0.05
+    far = np.array([0.5, -0.5, 0.5, -0.5])
+    assert np.abs(own.slopes(far)).max() > 0.1
+    assert np.abs(given.slopes(far)).max() < 1e-10
+
+
 def test_forces_of_the_biased_calculator_are_slopes_of_its_energy():
     bias = UncertaintyBias(strength_eV=0.5, width_eV=0.4)
     atoms = pair()
