@@ -10,14 +10,14 @@ so that uncertainty heads share what the forward pass left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from otf_workflows.potentials import chgnet_basis as bases
 from otf_workflows.potentials import chgnet_kernels as kernels
+from otf_workflows.potentials.chgnet_layers import Layer, arrange, is_supported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,62 +27,10 @@ if TYPE_CHECKING:
 
     from otf_workflows.potentials.chgnet_graph import Graph
 
+__all__ = ["Forward", "Network", "is_supported"]
+
 ROWS_IN_CACHE = 1024
 """Rows of a block: half a megabyte for an array of 128 columns."""
-
-
-def is_supported(model: CHGNet) -> bool:
-    """Return whether all layers of a model are of the kinds that are differentiated here.
-
-    They are in all models that the chgnet package ships, in single precision on a CPU.
-    """
-    gates = [layer.twoBody_atom for layer in model.atom_conv_layers]
-    gates += [layer.twoBody_bond for layer in (*model.bond_conv_layers, *model.angle_layers)]
-    weight = model.bond_embedding.weight
-    return (
-        weight.dtype is torch.float32
-        and weight.device.type == "cpu"
-        and all(_is_supported_gate(gate) for gate in gates)
-    )
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """Weights of a convolution or an angle update, arranged for the kernels.
-
-    Attributes
-    ----------
-    inputs
-        First weights of core and gate for each input, of shape (d_in, 2 h).
-    bias
-        First biases, shape (2 h,).
-    table
-        Those of ``inputs`` that rows gather from one table, side by side.
-    second, second_bias
-        Second weights, shape (2, h, d) and (2, 1, d); None without a hidden layer.
-    scale, shift
-        Half of the affine part of the layer norms, shape (2, d); 1 and 0 without.
-    epsilon
-        Of the layer norms; 0 without.
-    out, out_bias
-        Linear layer behind the sum of messages; None for the identity.
-    """
-
-    inputs: tuple[Tensor, ...]
-    bias: Tensor
-    table: Tensor
-    second: Tensor | None
-    second_bias: Tensor | None
-    scale: np.ndarray
-    shift: np.ndarray
-    epsilon: float
-    out: Tensor | None
-    out_bias: Tensor | None
-
-    @property
-    def norm(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """What the kernels need of the layer norms."""
-        return self.scale, self.shift, self.epsilon
 
 
 @dataclass(frozen=True)
@@ -122,13 +70,13 @@ class Network:
         d, b = model.atom_fea_dim, model.bond_fea_dim
         a = model.angle_embedding.out_features
         self.atom_convs = [
-            _arrange(x, x.twoBody_atom, [d, b, d], (0, 2)) for x in model.atom_conv_layers
+            arrange(x, x.twoBody_atom, [d, b, d], (0, 2)) for x in model.atom_conv_layers
         ]
         self.bond_convs = [
-            _arrange(x, x.twoBody_bond, [b, b, a, d], (0, 1)) for x in model.bond_conv_layers
+            arrange(x, x.twoBody_bond, [b, b, a, d], (0, 1)) for x in model.bond_conv_layers
         ]
         self.angle_updates = [  # nothing reads what the last one would update
-            _arrange(x, x.twoBody_bond, [b, b, a, d], (0, 1))
+            arrange(x, x.twoBody_bond, [b, b, a, d], (0, 1))
             for x in list(model.angle_layers)[: len(self.bond_convs) - 1]
         ]
 
@@ -255,7 +203,7 @@ class Forward:
             angular=state.angles @ model.angle_embedding.weight,
         )
 
-    def _atom_conv(self, layer: _Layer, state: _State) -> Tensor:
+    def _atom_conv(self, layer: Layer, state: _State) -> Tensor:
         n, h2 = len(state.atoms), len(layer.bias)
         table = (state.atoms @ layer.table).view(n, 2, h2)
         table[:, 0] += layer.bias
@@ -275,7 +223,7 @@ class Forward:
         return state.atoms + total
 
     def _atom_conv_back(
-        self, layer: _Layer, state: _State, tape: _Tape, *, is_first: bool = False
+        self, layer: Layer, state: _State, tape: _Tape, *, is_first: bool = False
     ) -> None:
         k, n, _ = state.atoms.shape
         h2 = len(layer.bias)
@@ -295,7 +243,7 @@ class Forward:
         if not is_first:
             state.atoms = state.atoms + by_table.view(k, n, 2 * h2) @ layer.table.T
 
-    def _bond_conv(self, layer: _Layer, state: _State) -> Tensor:
+    def _bond_conv(self, layer: Layer, state: _State) -> Tensor:
         total = self._send(
             layer,
             self._pairs,
@@ -310,7 +258,7 @@ class Forward:
         bonds[: self._n_short] += total if layer.out is None else total @ layer.out
         return bonds
 
-    def _bond_conv_back(self, layer: _Layer, state: _State, tape: _Tape) -> None:
+    def _bond_conv_back(self, layer: Layer, state: _State, tape: _Tape) -> None:
         by_total = state.bonds[:, : self._n_short]
         by_table = self._by_pair_table(layer, state)
         self._send_back(
@@ -326,7 +274,7 @@ class Forward:
         )
         self._add_pair_table(layer, state, by_table)
 
-    def _angle_update(self, layer: _Layer, state: _State) -> Tensor:
+    def _angle_update(self, layer: Layer, state: _State) -> Tensor:
         rows = self._pairs
         table = self._pair_table(layer, state)
         after = state.angles.new_empty(len(rows.into), state.angles.shape[1])
@@ -340,7 +288,7 @@ class Forward:
         return after
 
     def _angle_update_back(
-        self, layer: _Layer, state: _State, tape: _Tape, *, is_first: bool
+        self, layer: Layer, state: _State, tape: _Tape, *, is_first: bool
     ) -> None:
         rows, by_rows = self._pairs, state.angles
         by_table = self._by_pair_table(layer, state)
@@ -369,7 +317,7 @@ class Forward:
 
     def _send(
         self,
-        layer: _Layer,
+        layer: Layer,
         rows: _Rows,
         *,
         table: Tensor,
@@ -397,7 +345,7 @@ class Forward:
 
     def _send_back(
         self,
-        layer: _Layer,
+        layer: Layer,
         rows: _Rows,
         tape: _Tape,
         *,
@@ -430,7 +378,7 @@ class Forward:
             )
             by_shared[:, own] += by_extra @ shared_weight.T
 
-    def _pair_table(self, layer: _Layer, state: _State) -> Tensor:
+    def _pair_table(self, layer: Layer, state: _State) -> Tensor:
         """Return what pairs gather: left and right parts of each short bond, then apex atoms."""
         h2 = len(layer.bias)
         s, n = self._n_short, len(state.atoms)
@@ -439,11 +387,11 @@ class Forward:
         torch.addmm(layer.bias, state.atoms, layer.inputs[3], out=table[2 * s :])
         return table
 
-    def _by_pair_table(self, layer: _Layer, state: _State) -> Tensor:
+    def _by_pair_table(self, layer: Layer, state: _State) -> Tensor:
         k, n, _ = state.atoms.shape
         return state.atoms.new_zeros(k, 2 * self._n_short + n, len(layer.bias))
 
-    def _add_pair_table(self, layer: _Layer, state: _State, by_table: Tensor) -> None:
+    def _add_pair_table(self, layer: Layer, state: _State, by_table: Tensor) -> None:
         k, s = len(by_table), self._n_short
         by_bonds = by_table[:, : 2 * s].reshape(k, s, -1)
         state.bonds[:, :s] += by_bonds @ layer.table.T
@@ -451,7 +399,7 @@ class Forward:
 
 
 def _open(
-    layer: _Layer, table: Tensor, gather: np.ndarray, extra: Tensor
+    layer: Layer, table: Tensor, gather: np.ndarray, extra: Tensor
 ) -> tuple[Tensor | None, Tensor]:
     """Return the inputs of the hidden layer, if there is one, and of the last activations."""
     y = table.new_empty(2, len(gather), len(layer.bias) // 2)
@@ -464,7 +412,7 @@ def _open(
 
 
 def _close(
-    layer: _Layer,
+    layer: Layer,
     y: Tensor | None,
     back: Tensor,
     gather: np.ndarray,
@@ -492,73 +440,6 @@ def _shared(part: slice, values: Tensor, rows: _Rows) -> slice:
     """Return the part of values, one for each row or each pair, that belongs to rows."""
     share = len(rows.into) // len(values)
     return slice(part.start // share, part.stop // share)
-
-
-def _arrange(layer: Any, gate: Any, widths: list[int], gathered: tuple[int, int]) -> _Layer:
-    """Return the weights of a layer of chgnet whose inputs have these widths.
-
-    A layer norm takes the mean of its input away. Taken from the weights in front, once, it is
-    away for all rows, and from their derivatives.
-    """
-    halves = [_without_dropout(mlp) for mlp in (gate.mlp_core, gate.mlp_gate)]
-    like = halves[0][0].weight.detach()
-    norms = [norm for norm in (gate.bn1, gate.bn2) if norm is not None]
-
-    def stacked(index: int, name: str) -> Tensor:
-        return torch.stack([getattr(layers[index], name).detach().double() for layers in halves])
-
-    def last(values: Tensor) -> Tensor:
-        return values - values.mean(dim=1, keepdim=True) if norms else values / 2
-
-    first, bias = stacked(0, "weight"), stacked(0, "bias")
-    second = second_bias = out = out_bias = None
-    if len(halves[0]) > 1:
-        first, bias = first / 2, bias / 2
-        second = last(stacked(-1, "weight")).transpose(1, 2).to(like).contiguous()
-        second_bias = last(stacked(-1, "bias"))[:, None].to(like)
-    else:
-        first, bias = last(first), last(bias)
-    if getattr(layer, "use_mlp_out", False):
-        linear = list(layer.mlp_out.layers)[-1]
-        out = linear.weight.detach().T.contiguous()
-        out_bias = None if linear.bias is None else linear.bias.detach()
-    d = gate.mlp_core.layers[-1].out_features
-    scale, shift = np.ones((2, d), np.float32), np.zeros((2, d), np.float32)
-    if norms:
-        scale, shift = (
-            np.stack([getattr(norm, name).detach().numpy() / 2 for norm in norms])
-            for name in ("weight", "bias")
-        )
-    flat = first.reshape(-1, first.shape[2])
-    inputs = tuple(w.T.to(like).contiguous() for w in flat.split(widths, dim=1))
-    return _Layer(
-        inputs=inputs,
-        bias=bias.flatten().to(like),
-        table=torch.cat([inputs[g] for g in gathered], dim=1),
-        second=second,
-        second_bias=second_bias,
-        scale=scale,
-        shift=shift,
-        epsilon=norms[0].eps if norms else 0.0,
-        out=out,
-        out_bias=out_bias,
-    )
-
-
-def _is_supported_gate(gate: Any) -> bool:
-    kinds: list[list[type]] = [[nn.Linear], [nn.Linear, nn.SiLU, nn.Linear]]
-    return (
-        all(
-            [type(x) for x in _without_dropout(mlp)] in kinds
-            for mlp in (gate.mlp_core, gate.mlp_gate)
-        )
-        and type(gate.activation) is nn.SiLU
-        and all(norm is None or type(norm) is nn.LayerNorm for norm in (gate.bn1, gate.bn2))
-    )
-
-
-def _without_dropout(mlp: Any) -> list[Any]:
-    return [layer for layer in mlp.layers if not isinstance(layer, nn.Dropout)]
 
 
 def _side_by_side(*columns: np.ndarray) -> np.ndarray:
