@@ -264,7 +264,7 @@ class Selection(Document):
     reused_keys: list[str] = Field(description="Of these, labels that already exist.")
     adopted_keys: list[str] = Field(
         default_factory=list,
-        description="Of the existing ones, labels of other campaigns in place of a frame near them.",
+        description="Of the existing ones, labels of others in place of a frame near them.",
     )
     new_keys: list[str] = Field(description="Of these, labels to be computed now.")
     threshold_eV_A: float = Field(description="Uncertainty above which a frame is a candidate.")

@@ -319,7 +319,12 @@ class LabelCollection:
 
     def reopen_label(self, key: str) -> None:
         """Take back that the old failure was booked again while a rerun was being submitted."""
-        fields = {"state": LabelState.PENDING, "cause": None, "reason": None, "attempts": []}
+        fields: dict[str, Any] = {
+            "state": LabelState.PENDING,
+            "cause": None,
+            "reason": None,
+            "attempts": [],
+        }
         self.database.otf_labels.update_one(
             {"key": key, "state": str(LabelState.FAILED)},
             {"$set": plain({**fields, "updated": now()})},

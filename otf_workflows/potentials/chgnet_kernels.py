@@ -50,7 +50,7 @@ def _t(y: Any) -> Any:
     shifted = np.int32(power + _REAL(_BIAS + 0.5))
     x = power - (_REAL(shifted) - _REAL(_BIAS))  # exact: sums are not reordered here
     series = _C1 + x * (_C2 + x * (_C3 + x * (_C4 + x * (_C5 + x * (_C6 + x * _C7)))))
-    scale = _float_of_bits(np.int32(shifted << 23))  # type: ignore[call-arg]
+    scale: Any = _float_of_bits(np.int32(shifted << 23))  # type: ignore[call-arg]
     return _TWO / (_ONE + (_ONE + x * series) * scale)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
     from chgnet.model import CHGNet
+    from chgnet.model.composition_model import AtomRef
     from torch import Tensor
 
     from otf_workflows.potentials.chgnet import CHGNetPotential
@@ -58,7 +59,7 @@ class TrainableCHGNet(Trainable):
         """Add to the reference energies, which are part of chgnet's weights."""
         from ase.data import atomic_numbers
 
-        weight = self.network.composition_model.fc.weight
+        weight = cast("AtomRef", self.network.composition_model).fc.weight
         for symbol, shift in shifts_eV.items():
             weight.data[0, atomic_numbers[symbol] - 1] += shift
 
@@ -79,5 +80,5 @@ def _random(model: CHGNet, *, seed: int) -> CHGNet:
     with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = CHGNet(**model.model_args)
-    fresh.composition_model.fc.weight.data.zero_()
+    cast("AtomRef", fresh.composition_model).fc.weight.data.zero_()
     return fresh.eval().to(model.bond_embedding.weight.device)

@@ -10,6 +10,7 @@ network: Kim et al., J. Am. Chem. Soc. 147, 1042 (2025).
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,9 @@ def shipped(name: str) -> Network:
     from sevenn.scripts.backward_compatibility import patch_old_config, patch_state_dict_if_old
 
     file, modality = CHECKPOINTS[name]
-    arrays = [
-        (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # noqa: SLF001
+    multiarray: Any = importlib.import_module("numpy._core.multiarray")
+    arrays: list[Any] = [
+        (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # noqa: SLF001
         np.ndarray,
         np.dtype,
         type(np.dtype(np.float32)),
