@@ -44,7 +44,7 @@ def test_a_project_of_somebody_else_is_left_alone(remote_site, monkeypatch, tmp_
 
 
 def test_a_host_whose_key_nobody_knows_is_refused():
-    import fabric
+    fabric = pytest.importorskip("fabric", reason="fabric comes with jobflow-remote")
     import paramiko
 
     from otf_workflows.engine.remote.ssh import refuse_unknown_hosts
