@@ -174,7 +174,9 @@ def traps(queued_site, tmp_path):
         f"cd_back=$PWD; cd {tmp_path}\n"
         f'mv hog hog.sprung 2>/dev/null && {sys.executable} -c "{HOG}"\n'
         "mv hang hang.sprung 2>/dev/null && sleep 600\n"
-        "mv wait wait.sprung 2>/dev/null && echo $SLURM_JOB_ID > wait.job && sleep 600\n"
+        "mv wait wait.sprung 2>/dev/null && echo $SLURM_JOB_ID > wait.job\n"
+        # a further try in the job that is being cancelled must not come through
+        '[ "$(cat wait.job 2>/dev/null)" = "$SLURM_JOB_ID" ] && sleep 600\n'
         'cd "$cd_back"; exec pw.x "$@"\n'
     )
     program.chmod(0o755)
@@ -203,7 +205,7 @@ class Trouble:
 
         def found():
             campaign = Store(self.database).campaign("si")
-            assert campaign.state is not CampaignState.FAILED, campaign.reason
+            assert not campaign.state.terminal, campaign.reason
             launches = self.database.launches.find({"state": "RUNNING"}, {"fworker.name": 1})
             names = {item["fworker"]["name"] for item in launches}
             jobs = [job for job in self.book.all() if job.state is BatchState.RUNNING]
