@@ -148,7 +148,9 @@ def as_typed(kind: FieldKind, value: Any) -> str:
 
 def _field(prefix: str, key: str, field: FieldInfo) -> FormField:
     kind, choices = _kind(field.annotation)
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    # a default that follows from other fields is left to the model: its help tells what it is
+    open_ended = field.is_required() or field.default_factory_takes_validated_data
+    default = None if open_ended else field.get_default(call_default_factory=True)
     least, most = _bounds(field)
     return FormField(
         name=prefix + key,

@@ -178,12 +178,13 @@ def test_mixed_u_is_among_the_words_of_a_trainings_alignment():
     found = Alignment(
         shifts_eV={}, separable=False, compositions=[], residual_eV_atom=0.3, sentences=["one"]
     )
+    tuned = SimpleNamespace(alignment=found, sentences=[])
     campaign = SimpleNamespace(labels={"code": "vasp", "recipe": "mptrj"})
     oxide, metal = (
         SimpleNamespace(frame=Frame(numbers=n, cell_A=np.eye(3).tolist(), positions_A=[]))
         for n in ([26, 8], [26])
     )
-    assert _alignment(found, campaign, [oxide, oxide])["sentences"] == ["one"]
-    one, mixed = _alignment(found, campaign, [oxide, metal])["sentences"]
+    assert _alignment(tuned, campaign, [oxide, oxide])["sentences"] == ["one"]
+    one, mixed = _alignment(tuned, campaign, [oxide, metal])["sentences"]
     assert one == "one"
     assert mixed.startswith("Fe has U")
