@@ -285,6 +285,7 @@ def trouble(traps, slurm, mongod, launch, database):
     return Trouble(slurm=slurm, mongod=mongod, database=database, launch=launch, traps=traps)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(5400)
 def test_a_campaign_survives_what_happens_to_clusters_and_every_incident_has_a_cause(
     campaign, trouble, launch, database
