@@ -100,13 +100,14 @@ def campaign(options: argparse.Namespace) -> Campaign:
             "kwargs": {"file": str(options.oracle.resolve())},
             "level": "mtp:MoTaNbTi-2023",
         },
-        seeding=Seeding(n_frames=4),
+        # The first calibration needs some ten labels: a factor from four ends every walker at once.
+        seeding=Seeding(n_frames=12),
         exploration=Exploration(
             temperatures_K=options.temperatures, steps_per_cycle=options.steps, timestep_fs=2.0
         ),
-        selection=SelectionRules(labels_per_cycle=options.labels, audit_per_cycle=4, min_labels=4),
+        selection=SelectionRules(labels_per_cycle=options.labels, audit_per_cycle=6, min_labels=4),
         training=TrainingRules(epochs=options.epochs),
-        budget=Budget(max_cycles=options.cycles, max_labels=100),
+        budget=Budget(max_cycles=options.cycles, max_labels=110),
         production=Production(
             temperature_K=PRODUCTION_K,
             supercell=(1, 1, 1),

@@ -1,7 +1,7 @@
 """What orchestration costs per label: from ready to running to recorded, the science left out.
 
 Run it as ``python benchmarks/overhead.py [N ...] [--per-cycle 50]``; by default 10, 100 and 1000
-label jobs in one campaign (10000 takes some twenty minutes). Labels come from a Lennard-Jones
+label jobs in one campaign (10000 takes some ten minutes). Labels come from a Lennard-Jones
 calculator, so that all the time is ours; a private mongod is started. One worker runs all jobs in
 this process. ``--idle`` measures instead how long real dft workers stand idle while labels wait,
 with labels that take ``--label-s`` seconds.
