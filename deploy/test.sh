@@ -8,13 +8,13 @@ Usage: deploy/test.sh [--all] [--checks-only] [-- PYTEST OPTIONS]
 
 Sets up this checkout with the test tools, then runs style, type and import checks and the tests:
 unit, integration (a real mongod, a real pw.x, a real Slurm whose nodes fail) and a campaign from
-end to end. The tests of the engine jobflow-remote follow in an environment of their own
-(deploy/test_remote.sh).
+end to end. The tests of two optional extras follow in environments of their own
+(deploy/test_extra.sh).
 
   --all           the tests marked slow as well, and those of CP2K, ABINIT and GPAW, which
                   deploy/setup.sh --dft-codes installs first
   --checks-only   no tests
-  -- OPTIONS      handed to pytest; the tests of jobflow-remote are left out then
+  -- OPTIONS      handed to pytest; the tests of extras are left out then
   --help          this text
 
 Exit status: 0 if everything passed.
@@ -80,6 +80,7 @@ elif [[ $checks_only == no ]]; then
     printf '%s\n' "The tests marked 'alone' failed, see above. Once more, to tell chance from fault:"
     "$python" -m pytest -n 0 -m "($marks) and alone" || status=$?
   fi
-  "$root/deploy/test_remote.sh" || status=$?
+  "$root/deploy/test_extra.sh" remote || status=$?
+  "$root/deploy/test_extra.sh" sevennet || status=$?
 fi
 exit "$status"
