@@ -107,7 +107,7 @@ def campaign(options: argparse.Namespace) -> Campaign:
         ),
         selection=SelectionRules(labels_per_cycle=options.labels, audit_per_cycle=6, min_labels=4),
         training=TrainingRules(epochs=options.epochs),
-        budget=Budget(max_cycles=options.cycles, max_labels=110),
+        budget=Budget(max_cycles=options.cycles, max_labels=150),
         production=Production(
             temperature_K=PRODUCTION_K,
             supercell=(1, 1, 1),

@@ -138,7 +138,7 @@ def _potential(name: str) -> object:
     training = [structure(name, 8, seed=seed) for seed in range(1, 9)]
     teacher = load_potential("chgnet-r2scan")
     labels = [p.forces_eV_A for p in teacher.predict_many(training)]
-    return load_potential("chgnet-0.3.0").fit_uncertainty(training, labels, n_heads=8, seed=0)
+    return load_potential("chgnet-0.3.0").fit_uncertainty(training, labels, seed=0)
 
 
 @functools.cache

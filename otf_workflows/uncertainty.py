@@ -1,12 +1,12 @@
 """Uncertainty of forces from last-layer heads, and novelty in latent space. Pure NumPy.
 
 A potential whose energy is linear in its last hidden features, E = Σₐ hₐ·w, has forces that are
-linear in w too: F = J w with J = −∂(Σₐ hₐ)/∂r. So a head, a changed weight vector w + Δw, is
-fitted to force errors by one linear solve. Solving it for bootstrap samples of the training
-structures gives an ensemble for the price of one model.
+linear in w too: F = J w with J = −∂(Σₐ hₐ)/∂r. So which last weights agree with the labels is a
+question of linear regression, and the answer is known in closed form: a Gaussian, wide where no
+label has said anything. Heads are weights that represent it; how much their forces differ is σ.
 
-Last-layer methods for interatomic potentials: Bigi et al., Mach. Learn.: Sci. Technol. 5, 045018
-(2024); shallow ensembles: Kellner and Ceriotti, Mach. Learn.: Sci. Technol. 5, 035006 (2024).
+Last-layer prediction rigidities: Bigi et al., Mach. Learn.: Sci. Technol. 5, 045018 (2024); shallow
+ensembles: Kellner and Ceriotti, Mach. Learn.: Sci. Technol. 5, 035006 (2024).
 """
 
 from __future__ import annotations
@@ -33,8 +33,13 @@ The worst of 10,000 Gaussian force errors is 1.8 times the worst of 8, so that o
 not get there by chance."""
 
 
-KEPT_VARIANCE = 0.98
-"""Share of the variance of heads that is kept when σ is read from their main directions."""
+KEPT_VARIANCE = 0.999
+"""Share of the variance of forces, on the training structures, that heads represent."""
+
+
+MAX_DIRECTIONS = 8
+"""Most directions in which heads differ. Those of CHGNet need two to four; each costs a backward
+pass when σ is read."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +100,20 @@ def subsample(n: int, *, limit: int = MAX_STRUCTURES, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(n, size=limit, replace=False))
 
 
-def bootstrap_heads(
+def posterior_heads(
     jacobians: Sequence[np.ndarray],
     residuals_eV_A: Sequence[np.ndarray],
     *,
-    n_heads: int = 8,
-    seed: int,
     ridge: float = 1e-4,
+    keep: float = KEPT_VARIANCE,
 ) -> np.ndarray:
-    """Return changes of the last weights, fitted to the force errors of resampled structures.
+    """Return changes of the last weights that represent what the labels leave open.
 
-    For each head b, with structures drawn with replacement, solves
-    ``(Σ JᵀJ + ridge · tr(Σ JᵀJ)/d · 1) Δw = Σ Jᵀ (F_label − F_model)``.
+    With the force errors of the model as targets, Bayesian linear regression has the mean
+    ``A⁻¹ Σ Jᵀ (F_label − F_model)`` and the covariance ``s² A⁻¹``, where
+    ``A = Σ JᵀJ + ridge · tr(Σ JᵀJ)/d · 1`` and s² is the noise that the fit leaves (MacKay, Neural
+    Computation 4, 415, 1992). The covariance is represented by its principal directions on the
+    training structures, a pair of heads for each, so that the spread over heads is its square root.
 
     Parameters
     ----------
@@ -114,72 +121,69 @@ def bootstrap_heads(
         J of each structure, shape (3 n, d).
     residuals_eV_A
         F_label − F_model of each structure (eV/Å), shape (3 n,) or (n, 3).
-    n_heads
-        Number of heads.
-    seed
-        Of the resampling.
     ridge
-        Regularisation relative to the mean eigenvalue. 1e-8 to 1e-4 rank errors equally well;
-        above 1e-3 the heads collapse onto each other.
+        Regularisation relative to the mean eigenvalue; limits σ where no label says anything.
+    keep
+        Share of the force variance on the training structures that the heads must have, unless
+        that takes more than :data:`MAX_DIRECTIONS`. What is left out is given to the others, so
+        that σ is right on average.
 
     Returns
     -------
     numpy.ndarray
-        Δw of each head, shape (n_heads, d).
+        Δw of each head, shape (n_heads, d), in pairs around the mean.
 
     Raises
     ------
     InputError
-        If there are fewer than two structures (no spread), or shapes do not match.
+        If there are fewer than two structures, or none that says anything, or shapes do not match.
     """
     n = len(jacobians)
     if n != len(residuals_eV_A):
         raise InputError(f"There are {n} Jacobians but {len(residuals_eV_A)} sets of forces.")
-    if n < 2 or n_heads < 2:
-        raise InputError(
-            f"A bootstrap of {n} structures with {n_heads} heads has no spread.",
-            hint="give at least two of both",
-        )
-    grams, projections = [], []
+    if n < 2:
+        raise InputError(f"{n} structure says too little of the last weights; give at least two.")
+    gram, projection = 0.0, 0.0
+    rows, targets = [], []
     for jacobian, residual in zip(jacobians, residuals_eV_A, strict=True):
         flat = np.asarray(residual, dtype=float).ravel()
         if len(flat) != len(jacobian):
             raise InputError(
                 f"{len(flat)} force components do not fit a Jacobian of {len(jacobian)} rows."
             )
-        rows = np.asarray(jacobian, dtype=float)
-        grams.append(rows.T @ rows)
-        projections.append(rows.T @ flat)
-    gram, projection = np.array(grams), np.array(projections)
+        rows.append(np.asarray(jacobian, dtype=float))
+        targets.append(flat)
+        gram = gram + rows[-1].T @ rows[-1]
+        projection = projection + rows[-1].T @ flat
+    values, vectors = np.linalg.eigh(np.asarray(gram))
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+    level = ridge * values.mean()
+    if not level > 0:
+        raise InputError("No force of the training structures depends on the last weights.")
+    vectors *= np.sign(vectors[np.abs(vectors).argmax(axis=0), range(len(values))])
+    mean = vectors @ ((vectors.T @ projection) / (values + level))
+    # J u_k has this share of a parameter's worth of information; their sum is the number of
+    # parameters that the labels determine
+    known = values / (values + level)
+    left = sum(float(((t - j @ mean) ** 2).sum()) for j, t in zip(rows, targets, strict=True))
+    noise = np.sqrt(left / max(sum(map(len, targets)) - known.sum(), 1.0))
+    share = np.cumsum(known) / known.sum()
+    r = min(int(np.searchsorted(share, keep)) + 1, MAX_DIRECTIONS, len(share))
+    directions = (vectors[:, :r] / np.sqrt(values[:r] + level)).T * noise / np.sqrt(share[r - 1])
+    # the sample variance of 2 r heads, a pair in each direction, is then that of the directions
+    away = np.sqrt(r - 0.5) * directions
+    return mean + np.concatenate([away, -away])
 
-    draws = np.random.default_rng(seed).integers(n, size=(n_heads, n))
-    heads = []
-    for draw in draws:
-        times = np.bincount(draw, minlength=n).astype(float)
-        normal = np.tensordot(times, gram, axes=1)
-        d = len(normal)
-        level = ridge * np.trace(normal) / d
-        heads.append(np.linalg.solve(normal + level * np.eye(d), times @ projection))
-    return np.array(heads)
 
-
-def directions_of_heads(
-    heads: np.ndarray, jacobians: Sequence[np.ndarray] | None = None, *, keep: float = KEPT_VARIANCE
-) -> np.ndarray:
+def directions_of_heads(heads: np.ndarray) -> np.ndarray:
     """Return the few directions in which heads differ, scaled so that σ² = Σ_k |J v_k|².
 
-    M heads span at most M − 1 directions. With Jacobians, only the strongest are kept: principal
-    components in the metric Σ JᵀJ, in which lengths are forces. What the others had of the
-    variance is given to those that stay, so that σ is right on average.
+    M heads span at most M − 1 directions, and pairs of heads half as many.
 
     Parameters
     ----------
     heads
         Δw of each head, shape (n_heads, d).
-    jacobians
-        J of the training structures, each of shape (3 n, d); None to keep all directions.
-    keep
-        Share of the force variance on the training structures that must stay.
 
     Returns
     -------
@@ -188,16 +192,8 @@ def directions_of_heads(
     """
     centred = (heads - heads.mean(axis=0)) / np.sqrt(len(heads) - 1)
     _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
-    all_directions = (lengths[:, None] * directions)[: len(heads) - 1]
-    if jacobians is None:
-        return all_directions
-    gram = sum(np.asarray(rows, dtype=float).T @ rows for rows in jacobians)
-    # principal components of the heads as vectors of forces
-    values, vectors = np.linalg.eigh(all_directions @ gram @ all_directions.T)
-    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    share = np.cumsum(values) / values.sum()
-    r = min(int(np.searchsorted(share, keep)) + 1, len(share))
-    return (vectors[:, :r].T @ all_directions) / np.sqrt(share[r - 1])
+    spanned = lengths > 1e-10 * lengths.max()
+    return lengths[spanned, None] * directions[spanned]
 
 
 def sigma_of_directions(forces_eV_A: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ def tuned():
     forces = [1.3 * found.forces_eV_A for found in potential.predict_many(structures)]
     trainable = potential.trainable()
     trainable.shift_energies({"Li": -1.0})
-    return trainable.finish().fit_uncertainty(structures, forces, n_heads=2, seed=0)
+    return trainable.finish().fit_uncertainty(structures, forces, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from otf_workflows.errors import InputError
 from otf_workflows.uncertainty import (
-    bootstrap_heads,
+    MAX_DIRECTIONS,
     directions_of_heads,
     disagreement,
     latent_statistics,
+    posterior_heads,
     sigma_of_directions,
     sigma_of_heads,
     subsample,
@@ -27,64 +28,92 @@ def linear_problem():
     return truth, jacobians, [j @ truth for j in jacobians]
 
 
+def noisy(residuals, level=0.1, seed=2):
+    rng = np.random.default_rng(seed)
+    return [r + level * rng.normal(size=r.shape) for r in residuals]
+
+
 def test_heads_find_the_weights_that_explain_the_residuals(linear_problem):
     truth, jacobians, residuals = linear_problem
-    heads = bootstrap_heads(jacobians, residuals, n_heads=6, seed=1, ridge=1e-10)
-    np.testing.assert_allclose(heads, np.tile(truth, (6, 1)), atol=1e-6)
+    heads = posterior_heads(jacobians, residuals, ridge=1e-10)
+    np.testing.assert_allclose(heads, np.tile(truth, (len(heads), 1)), atol=1e-6)
+
+
+def test_their_spread_is_that_of_bayesian_linear_regression(linear_problem):
+    from sklearn.linear_model import BayesianRidge
+
+    _, jacobians, residuals = linear_problem
+    rows, targets = np.concatenate(jacobians), np.concatenate(noisy(residuals))
+    theirs = BayesianRidge(fit_intercept=False, compute_score=False).fit(rows, targets)
+    new = np.random.default_rng(7).normal(size=(20, 5))
+    mean, deviation = theirs.predict(new, return_std=True)
+    expected = np.sqrt(deviation**2 - 1 / theirs.alpha_)  # that of the function, noise left out
+    heads = posterior_heads(jacobians, noisy(residuals), ridge=1e-8, keep=1)
+    found = new @ heads.T
+    np.testing.assert_allclose(found.mean(axis=1), mean, rtol=0.02, atol=0.01)
+    np.testing.assert_allclose(found.std(axis=1, ddof=1), expected, rtol=0.05)
 
 
 def test_heads_spread_as_noise_does(linear_problem):
     _, jacobians, residuals = linear_problem
-    rng = np.random.default_rng(2)
-
-    def spread(noise):
-        noisy = [r + noise * rng.normal(size=r.shape) for r in residuals]
-        return bootstrap_heads(jacobians, noisy, n_heads=200, seed=1).std(axis=0).mean()
-
-    assert spread(0.2) == pytest.approx(10 * spread(0.02), rel=0.3)
+    wide, narrow = (
+        posterior_heads(jacobians, noisy(residuals, level)).std(axis=0).mean()
+        for level in (0.2, 0.02)
+    )
+    assert wide == pytest.approx(10 * narrow, rel=0.05)
 
 
-def test_one_head_is_the_ridge_solution_for_its_bootstrap_sample(linear_problem):
+def test_they_differ_most_where_no_label_says_anything(linear_problem):
     _, jacobians, residuals = linear_problem
-    ridge = 0.03
-    heads = bootstrap_heads(jacobians, residuals, n_heads=2, seed=9, ridge=ridge)
-    draw = np.random.default_rng(9).integers(12, size=(2, 12))[0]
-    rows = np.concatenate([jacobians[i] for i in draw])
-    target = np.concatenate([residuals[i] for i in draw])
-    gram = rows.T @ rows
-    expected = np.linalg.solve(gram + ridge * np.trace(gram) / 5 * np.eye(5), rows.T @ target)
-    np.testing.assert_allclose(heads[0], expected)
+    weak = [j * [1, 1, 1, 1, 0.05] for j in jacobians]
+    spread = posterior_heads(weak, noisy(residuals), keep=1).std(axis=0)
+    assert spread[4] > 10 * spread[:4].max()
 
 
-def test_heads_repeat_with_the_seed_only(linear_problem):
+def test_few_directions_are_kept_and_have_the_variance_of_all():
+    rng = np.random.default_rng(3)
+    scales = np.array([1, 0.9, 0.8, *[1e-4] * 20])
+    jacobians = [rng.normal(size=(9, 23)) * scales for _ in range(40)]
+    residuals = [0.1 * rng.normal(size=9) for _ in range(40)]
+    rows = np.concatenate(jacobians)
+
+    def variance(keep):
+        heads = posterior_heads(jacobians, residuals, ridge=1e-3, keep=keep)
+        return len(heads), np.var(rows @ heads.T, axis=1, ddof=1).mean()
+
+    (few, theirs), (many, of_all) = variance(0.9), variance(1)
+    assert few == 6
+    assert few < many <= 2 * MAX_DIRECTIONS
+    assert theirs == pytest.approx(of_all, rel=1e-6)
+
+
+def test_heads_repeat_bit_by_bit(linear_problem):
     _, jacobians, residuals = linear_problem
-    residuals = [r + 0.1 * np.sin(np.arange(len(r))) for r in residuals]
-    first, again, other = (bootstrap_heads(jacobians, residuals, seed=s) for s in (3, 3, 4))
+    first, again = (posterior_heads(jacobians, noisy(residuals)) for _ in range(2))
     assert (first == again).all()
-    assert not np.allclose(first, other)
 
 
 def test_residuals_may_have_the_shape_of_forces(linear_problem):
     _, jacobians, residuals = linear_problem
-    shaped = [r.reshape(-1, 3) for r in residuals]
-    assert (
-        bootstrap_heads(jacobians, shaped, seed=0) == bootstrap_heads(jacobians, residuals, seed=0)
-    ).all()
+    flat = noisy(residuals)
+    shaped = [r.reshape(-1, 3) for r in flat]
+    assert (posterior_heads(jacobians, shaped) == posterior_heads(jacobians, flat)).all()
 
 
-@pytest.mark.parametrize(("n", "heads"), [(1, 8), (12, 1)])
-def test_a_bootstrap_without_spread_is_refused(linear_problem, n, heads):
+def test_labels_that_say_nothing_are_refused(linear_problem):
     _, jacobians, residuals = linear_problem
-    with pytest.raises(InputError, match="no spread"):
-        bootstrap_heads(jacobians[:n], residuals[:n], n_heads=heads, seed=0)
+    with pytest.raises(InputError, match="at least two"):
+        posterior_heads(jacobians[:1], residuals[:1])
+    with pytest.raises(InputError, match="depends on the last weights"):
+        posterior_heads([0 * j for j in jacobians], residuals)
 
 
 def test_shapes_that_do_not_match_are_refused(linear_problem):
     _, jacobians, residuals = linear_problem
     with pytest.raises(InputError, match="12 Jacobians but 11"):
-        bootstrap_heads(jacobians, residuals[:-1], seed=0)
+        posterior_heads(jacobians, residuals[:-1])
     with pytest.raises(InputError, match="do not fit a Jacobian"):
-        bootstrap_heads(jacobians, [residuals[0][:-1], *residuals[1:]], seed=0)
+        posterior_heads(jacobians, [residuals[0][:-1], *residuals[1:]])
 
 
 def test_sigma_is_the_length_of_the_component_spreads():
@@ -163,23 +192,9 @@ def test_all_directions_of_heads_give_their_spread_exactly():
     np.testing.assert_allclose(sigma, expected)
 
 
-def test_directions_that_move_no_force_are_left_out():
-    rng = np.random.default_rng(1)
-    heads, jacobian = rng.normal(size=(8, 9)), rng.normal(size=(30, 9))
-    jacobian[:, 2:] *= 1e-3
-    directions = directions_of_heads(heads, [jacobian], keep=0.98)
-    assert len(directions) == 2
-    expected = sigma_of_heads((jacobian @ heads.T).T.reshape(8, 10, 3))
-    sigma = sigma_of_directions((jacobian @ directions.T).T.reshape(2, 10, 3))
-    np.testing.assert_allclose(sigma, expected, rtol=1e-3)
-
-
-def test_what_is_left_out_is_given_to_the_rest_so_that_sigma_is_right_on_average():
-    rng = np.random.default_rng(2)
-    heads, jacobians = rng.normal(size=(8, 9)), rng.normal(size=(5, 30, 9))
-    directions = directions_of_heads(heads, jacobians, keep=0.5)
-    assert len(directions) < 5
-    rows = jacobians.reshape(-1, 9)
-    expected = sigma_of_heads((rows @ heads.T).T.reshape(8, 50, 3))
-    sigma = sigma_of_directions((rows @ directions.T).T.reshape(-1, 50, 3))
-    assert np.mean(sigma**2) == pytest.approx(np.mean(expected**2))
+def test_a_pair_of_heads_is_one_direction():
+    direction = np.array([[1.0, 2.0, 2.0]])
+    heads = 5 + np.concatenate([direction, -direction]) * np.sqrt(0.5)
+    found = directions_of_heads(heads)
+    assert found.shape == (1, 3)
+    np.testing.assert_allclose(np.abs(found), np.abs(direction))

@@ -70,7 +70,6 @@ class Potential(Protocol):
         structures: Sequence[Atoms],
         forces_eV_A: Sequence[np.ndarray],
         *,
-        n_heads: int = 8,
         seed: int,
     ) -> Potential:
         """Return a copy whose uncertainty is fitted to these labels; this one stays as it is."""

@@ -73,12 +73,9 @@ class CHGNetPotential(HeadedPotential):
         spread: np.ndarray | None = None,
         latent: uq.LatentStatistics | None = None,
     ) -> None:
-        super().__init__(name=name, heads=heads, latent=latent)
+        super().__init__(name=name, heads=heads, spread=spread, latent=latent)
         net.check_supported(model)
         self.model = model
-        if spread is None and heads is not None:
-            spread = uq.directions_of_heads(heads)
-        self.spread = spread
         self._parameters = list(model.parameters())  # walking the modules costs 1 ms
         self._arranged: tuple[list[tuple[int, int]], fused.Network | None] | None = None
         self._latest: tuple[bytes, Evaluated] | None = None
@@ -95,7 +92,7 @@ class CHGNetPotential(HeadedPotential):
             "model_args": dict(self.model.model_args),
             "state_dict": {k: v.detach().cpu() for k, v in self.model.state_dict().items()},
         }
-        return self._dump(network, heads=self.heads, spread=self.spread)
+        return self._dump(network)
 
     @property
     def _device(self) -> torch.device:
@@ -203,10 +200,8 @@ class CHGNetPotential(HeadedPotential):
     def _partner(self) -> CHGNetPotential:
         return _shipped(_PARTNERS[self.name], str(self._device))
 
-    def _with_heads(self, changes: np.ndarray, jacobians: Sequence[np.ndarray]) -> Self:
-        spread = uq.directions_of_heads(changes, jacobians)
-        model = copy.deepcopy(self.model)
-        return type(self)(model, name=self.name, heads=changes, spread=spread)
+    def _with_heads(self, changes: np.ndarray) -> Self:
+        return type(self)(copy.deepcopy(self.model), name=self.name, heads=changes)
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:

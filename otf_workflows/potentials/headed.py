@@ -65,15 +65,25 @@ class HeadedPotential(ABC):
         Registry name of what it was pretrained as.
     heads
         Changes of the last weights, shape (n_heads, d).
+    spread
+        The few directions in which heads differ, shape (r, d); by default all of them.
     latent
         Statistics of the features of the atoms it was trained on.
     """
 
     def __init__(
-        self, *, name: str, heads: np.ndarray | None, latent: uq.LatentStatistics | None
+        self,
+        *,
+        name: str,
+        heads: np.ndarray | None,
+        spread: np.ndarray | None,
+        latent: uq.LatentStatistics | None,
     ) -> None:
         self.name = name
         self.heads = heads
+        if spread is None and heads is not None:
+            spread = uq.directions_of_heads(heads)
+        self.spread = spread
         self.latent = latent
 
     @abstractmethod
@@ -129,8 +139,8 @@ class HeadedPotential(ABC):
         """Return the number of latent features of an atom."""
 
     @abstractmethod
-    def _with_heads(self, changes: np.ndarray, jacobians: Sequence[np.ndarray]) -> Self:
-        """Return a potential with these heads, fitted to forces with these Jacobians."""
+    def _with_heads(self, changes: np.ndarray) -> Self:
+        """Return a potential with these heads."""
 
     def predict(self, atoms: Atoms, *, uncertainty: bool = False) -> Prediction:
         """Return energy, forces and stress of one structure.
@@ -203,7 +213,6 @@ class HeadedPotential(ABC):
         structures: Sequence[Atoms],
         forces_eV_A: Sequence[np.ndarray],
         *,
-        n_heads: int = 8,
         seed: int,
     ) -> Self:
         """Return a potential with heads and latent statistics fitted to labels.
@@ -215,10 +224,8 @@ class HeadedPotential(ABC):
             :data:`~otf_workflows.uncertainty.MAX_STRUCTURES` of them are used, at random.
         forces_eV_A
             Their forces at the level of theory of the labels (eV/Å), each of shape (n, 3).
-        n_heads
-            Number of heads.
         seed
-            Same seed, same heads.
+            Of that choice.
 
         Raises
         ------
@@ -237,11 +244,8 @@ class HeadedPotential(ABC):
                 jacobians[index] = jacobian
                 residuals[index] = np.asarray(forces_eV_A[chosen[index]]) - predicted
         order = range(len(chosen))
-        rows = [jacobians[i] for i in order]
-        changes = uq.bootstrap_heads(
-            rows, [residuals[i] for i in order], n_heads=n_heads, seed=seed
-        )
-        fitted = self._with_heads(changes, rows)
+        changes = uq.posterior_heads([jacobians[i] for i in order], [residuals[i] for i in order])
+        fitted = self._with_heads(changes)
         fitted.latent = uq.latent_statistics(np.concatenate(features))
         return fitted
 
@@ -311,10 +315,10 @@ class HeadedPotential(ABC):
         forces = [(jacobian @ last).reshape(-1, 3) for jacobian in rows]
         return rows, forces, output.features.detach().double().cpu().numpy()
 
-    def _dump(self, network: dict[str, Any], **changes: np.ndarray | None) -> bytes:
+    def _dump(self, network: dict[str, Any]) -> bytes:
         """Return the network, changes of its last weights and latent statistics as bytes."""
         content = {"name": self.name, **network}
-        for key, rows in changes.items():
+        for key, rows in {"heads": self.heads, "spread": self.spread}.items():
             content[key] = None if rows is None else torch.as_tensor(rows)
         latent = self.latent
         content["latent"] = (

@@ -41,7 +41,7 @@ _PARTNERS = {
 
 
 class SevenNetPotential(HeadedPotential):
-    """A SevenNet network, with or without uncertainty heads; σ is one backward pass per head.
+    """A SevenNet network, with or without uncertainty heads.
 
     Parameters
     ----------
@@ -51,6 +51,8 @@ class SevenNetPotential(HeadedPotential):
         Registry name of what it was pretrained as.
     heads
         Changes of the last weights, shape (n_heads, d).
+    spread
+        The few directions in which heads differ, shape (r, d); by default all of them.
     latent
         Statistics of the features of the atoms it was trained on.
     """
@@ -61,9 +63,10 @@ class SevenNetPotential(HeadedPotential):
         *,
         name: str,
         heads: np.ndarray | None = None,
+        spread: np.ndarray | None = None,
         latent: uq.LatentStatistics | None = None,
     ) -> None:
-        super().__init__(name=name, heads=heads, latent=latent)
+        super().__init__(name=name, heads=heads, spread=spread, latent=latent)
         self.network = network
 
     def trainable(self) -> TrainableSevenNet:
@@ -80,7 +83,7 @@ class SevenNetPotential(HeadedPotential):
             "modality": self.network.modality,
             "state_dict": {k: v.detach().cpu() for k, v in weights.items()},
         }
-        return self._dump(network, heads=self.heads)
+        return self._dump(network)
 
     def _forward(self, graph: graphs.Graph) -> last_layer.Differentiable:
         forward = functools.partial(net.forward, self.network, graph)
@@ -106,7 +109,7 @@ class SevenNetPotential(HeadedPotential):
     def _passes(
         self, structures: Sequence[Atoms], *, with_heads: bool
     ) -> Iterator[tuple[list[int], Evaluated]]:
-        changes = self.heads if with_heads else None
+        changes = self.spread if with_heads else None
         for indices, graph in self._batches(structures):
             with self._inference():
                 output = self._forward(graph)
@@ -117,7 +120,7 @@ class SevenNetPotential(HeadedPotential):
                 )
                 sigma = None
                 if changes is not None:
-                    sigma = uq.sigma_of_heads(last_layer.head_forces(graph, output, changes))
+                    sigma = uq.sigma_of_directions(last_layer.head_forces(graph, output, changes))
             yield indices, Evaluated(graph, output, slope, sigma)
 
     def _tilted(
@@ -144,8 +147,7 @@ class SevenNetPotential(HeadedPotential):
     def _partner(self) -> SevenNetPotential:
         return load(_PARTNERS[self.name], device=str(self.network.device))
 
-    def _with_heads(self, changes: np.ndarray, jacobians: Sequence[np.ndarray]) -> Self:
-        del jacobians
+    def _with_heads(self, changes: np.ndarray) -> Self:
         return type(self)(self.network, name=self.name, heads=changes)
 
     def _inference(self) -> AbstractContextManager[None]:

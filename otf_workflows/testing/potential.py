@@ -75,14 +75,13 @@ class ToyPotential:
         structures: Sequence[Atoms],
         forces_eV_A: Sequence[np.ndarray],
         *,
-        n_heads: int = 8,
         seed: int = 0,
     ) -> ToyPotential:
         """Return a copy whose σ has the size of the errors on these labels.
 
-        ``n_heads`` and ``seed`` are those of the real thing; nothing is random here.
+        ``seed`` is that of the real thing; nothing is random here.
         """
-        del n_heads, seed
+        del seed
         predicted = np.concatenate([p.forces_eV_A for p in self.predict_many(structures)])
         error = np.linalg.norm(predicted - np.concatenate(list(forces_eV_A)), axis=1)
         size = np.linalg.norm(predicted, axis=1)

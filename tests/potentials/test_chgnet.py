@@ -57,7 +57,7 @@ def labelled():
 
 @pytest.fixture(scope="module")
 def fitted(chgnet, labelled):
-    return chgnet.fit_uncertainty(*labelled, n_heads=4, seed=5)
+    return chgnet.fit_uncertainty(*labelled, seed=5)
 
 
 def stock(model, atoms):

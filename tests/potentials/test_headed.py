@@ -61,7 +61,7 @@ def labelled():
 
 @pytest.fixture(scope="module")
 def fitted(potential, labelled):
-    return potential.fit_uncertainty(*labelled, n_heads=4, seed=5)
+    return potential.fit_uncertainty(*labelled, seed=5)
 
 
 def test_it_is_all_that_exploration_asks_for(potential):
@@ -124,18 +124,15 @@ def test_before_any_label_novelty_tells_new_surroundings_from_usual_ones(potenti
 
 def test_fitting_gives_a_new_potential_with_the_same_forces(potential, fitted):
     assert potential.heads is None
-    assert fitted.heads.shape[0] == 4
+    assert len(fitted.heads) == 2 * len(fitted.spread)
     atoms = STRUCTURES[0]
     assert (fitted.predict(atoms).forces_eV_A == potential.predict(atoms).forces_eV_A).all()
 
 
-def test_same_seed_same_heads_other_seed_other_heads(potential, labelled):
+def test_the_same_labels_give_the_same_heads(potential, labelled):
     structures, forces = (items[:2] for items in labelled)
-    first, again, other = (
-        potential.fit_uncertainty(structures, forces, seed=seed).heads for seed in (5, 5, 6)
-    )
+    first, again = (potential.fit_uncertainty(structures, forces, seed=5).heads for _ in range(2))
     assert (first == again).all()
-    assert not np.allclose(first, other)
 
 
 def test_labels_that_do_not_fit_the_structures_are_refused(potential, labelled):

@@ -82,7 +82,7 @@ def labels():
 def fitted(potential, labels):
     structures = [label.frame.to_atoms() for label in labels]
     forces = [np.array(label.forces_eV_A) for label in labels]
-    return potential.fit_uncertainty(structures, forces, n_heads=4, seed=5)
+    return potential.fit_uncertainty(structures, forces, seed=5)
 
 
 @pytest.fixture(scope="module")

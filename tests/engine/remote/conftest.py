@@ -20,7 +20,8 @@ N_LABELS = 4
 def remote_site(site):
     """The site, with jobflow-remote as its engine."""
     pytest.importorskip(
-        "jobflow_remote", reason="jobflow-remote is not installed: deploy/test_extra.sh remote does it"
+        "jobflow_remote",
+        reason="jobflow-remote is not installed: deploy/test_extra.sh remote does it",
     )
     document = yaml.safe_load(site.source.read_text())
     document |= {"engine": "jobflow-remote", "remote": {"poll_s": 0.2}}
