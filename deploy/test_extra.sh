@@ -53,8 +53,8 @@ remote)
 sevennet)
   wanted='sevenn>=0.13,<0.14'
   # its campaign from end to end takes ten minutes: deploy/test_extra.sh sevennet -- -m ""
-  tests=(-m "not slow" tests/potentials/test_sevennet.py tests/potentials/test_registry.py
-    tests/test_levels.py tests/e2e/test_sevennet.py)
+  tests=(-m "not slow" tests/potentials/test_sevennet.py tests/potentials/test_headed.py
+    tests/potentials/test_registry.py tests/test_levels.py tests/e2e/test_sevennet.py)
   ;;
 *) refuse 2 "Which extra?" "deploy/test_extra.sh --help" ;;
 esac

@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import linear
 
 from otf_workflows.errors import InputError
+from otf_workflows.potentials.heads import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,25 +32,6 @@ if TYPE_CHECKING:
 
 ACOS_MARGIN = 1 - 1e-6
 """chgnet shrinks cosines by this, so that straight angles have a derivative."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one forward pass gives, for all atoms of all structures in the graph.
-
-    Attributes
-    ----------
-    site_energies_eV
-        Energy of each atom without its reference energy (eV), shape (n,).
-    features
-        What enters the readout network, shape (n, d).
-    hidden
-        What enters its last, linear layer, shape (n, d).
-    """
-
-    site_energies_eV: Tensor
-    features: Tensor
-    hidden: Tensor
 
 
 @dataclass(frozen=True)
@@ -169,40 +151,6 @@ def forward(model: CHGNet, graph: Graph, vectors_A: Tensor) -> Output:
     *before, last = model.mlp.layers
     hidden = _apply(before, features)
     return Output(last(hidden)[:, 0], features, hidden)
-
-
-class Differentiable:
-    """One forward pass on any device and in any precision, differentiated by autograd.
-
-    Parameters
-    ----------
-    model
-        As for :func:`forward`.
-    graph
-        One structure or several.
-
-    Attributes
-    ----------
-    site_energies_eV, features, hidden
-        As in :class:`Output`.
-    """
-
-    def __init__(self, model: CHGNet, graph: Graph) -> None:
-        device = model.bond_embedding.weight.device
-        self._vectors_A = torch.as_tensor(graph.vectors_A, device=device).requires_grad_()
-        output = forward(model, graph, self._vectors_A)
-        self.site_energies_eV = output.site_energies_eV.detach()
-        self.features = output.features.detach()
-        self.hidden = output.hidden
-
-    def slopes(self, changes: Tensor) -> Tensor:
-        """Return derivatives of Σ hidden · change by bond vectors, (k, n_bonds, 3), float64."""
-        total = self.hidden.sum(dim=0)
-        rows = [
-            torch.autograd.grad(total @ change, self._vectors_A, retain_graph=True)[0]
-            for change in changes
-        ]
-        return torch.stack(rows).double()
 
 
 def reference_energies_eV(model: CHGNet, graph: Graph) -> Tensor:

@@ -1,22 +1,16 @@
-"""CHGNet's weights as bytes and back, without ever running code from a file."""
+"""CHGNet's shipped weights, without ever running code from a file."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from otf_workflows.potentials.base import PotentialError
-
 if TYPE_CHECKING:
     from chgnet.model import CHGNet
-
-_MAGIC = b"otf-chgnet-1\n"
-"""Start of every blob; the sha256 of the rest follows."""
 
 
 def shipped_model(version: str) -> CHGNet:
@@ -39,32 +33,3 @@ def build_model(model_args: dict[str, Any], state_dict: dict[str, torch.Tensor])
         model = CHGNet(**model_args)
     model.load_state_dict(state_dict)
     return model.eval().requires_grad_(False)
-
-
-def encode(content: dict[str, Any]) -> bytes:
-    """Return tensors and plain values as bytes that know their own checksum."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    payload = buffer.getvalue()
-    return _MAGIC + hashlib.sha256(payload).digest() + payload
-
-
-def decode(blob: bytes) -> dict[str, Any]:
-    """Return what :func:`encode` was given.
-
-    Raises
-    ------
-    PotentialError
-        If these are other bytes, or not all of them, or not the same.
-    """
-    start = len(_MAGIC) + hashlib.sha256().digest_size
-    digest, payload = blob[len(_MAGIC) : start], blob[start:]
-    if not blob.startswith(_MAGIC):
-        problem = "are not the weights of a CHGNet potential"
-    elif hashlib.sha256(payload).digest() != digest:
-        problem = "are damaged weights: their checksum is wrong"
-    else:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    raise PotentialError(
-        f"These {len(blob)} bytes {problem}.", hint="fetch or dump the model again"
-    )

@@ -1,4 +1,4 @@
-"""What potentials with last-layer heads share, whatever their network: the derivatives.
+"""What potentials with last-layer heads share, whatever their network: passes and derivatives.
 
 Imports torch; reach it through :func:`otf_workflows.potentials.load_potential`.
 """
@@ -6,7 +6,8 @@ Imports torch; reach it through :func:`otf_workflows.potentials.load_potential`.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,71 +19,114 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ase import Atoms
+    from torch import Tensor
 
     from otf_workflows.potentials.chgnet_graph import Graph
 
+HEADS_AT_ONCE = 8
+"""Derivatives that are pulled back together; more need more memory and gain nothing."""
 
-def head_forces(
-    graph: Graph, hidden: torch.Tensor, vectors_A: torch.Tensor, heads: np.ndarray
-) -> list[np.ndarray]:
-    """Return J Δw of each head (eV/Å), each of shape (n, 3).
+
+@dataclass(frozen=True)
+class Output:
+    """What a network gives, for all atoms of all structures in the graph.
+
+    Attributes
+    ----------
+    site_energies_eV
+        Energy of each atom without its reference energy (eV), shape (n,).
+    features
+        What enters the readout, shape (n, d).
+    hidden
+        What enters its last, linear layer, in eV per weight, shape (n, d').
+    """
+
+    site_energies_eV: Tensor
+    features: Tensor
+    hidden: Tensor
+
+
+class Pass(Protocol):
+    """One forward pass, and what it left to differentiate it."""
+
+    site_energies_eV: Tensor
+    features: Tensor
+    hidden: Tensor
+
+    def slopes(self, changes: Tensor) -> Tensor:
+        """Return derivatives of Σ hidden · change by bond vectors.
+
+        Parameters
+        ----------
+        changes
+            Weights of the last layer, or changes of them, shape (k, d').
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (k, n_bonds, 3), float64.
+        """
+
+
+class Differentiable:
+    """One forward pass on any device and in any precision, differentiated by autograd.
+
+    Parameters
+    ----------
+    forward
+        Gives the output of a network from bond vectors (Å).
+    graph
+        One structure or several.
+    device
+        Where the network is.
+
+    Attributes
+    ----------
+    site_energies_eV, features, hidden
+        As in :class:`Output`.
+    vectors_A
+        The bond vectors to differentiate by (Å).
+    """
+
+    def __init__(
+        self, forward: Callable[[Tensor], Output], graph: Graph, *, device: torch.device
+    ) -> None:
+        self.vectors_A = torch.as_tensor(graph.vectors_A, device=device).requires_grad_()
+        output = forward(self.vectors_A)
+        self.site_energies_eV = output.site_energies_eV
+        self.features = output.features
+        self.hidden = output.hidden
+
+    def slopes(self, changes: Tensor) -> Tensor:
+        """Return derivatives of Σ hidden · change by bond vectors, (k, n_bonds, 3), float64."""
+        total = self.hidden.sum(dim=0)
+        rows = [
+            torch.autograd.grad(total @ change, self.vectors_A, retain_graph=True)[0]
+            for change in changes
+        ]
+        return torch.stack(rows).double()
+
+
+def head_forces(graph: Graph, output: Pass, changes: np.ndarray) -> np.ndarray:
+    """Return J Δw of changes of the last weights (eV/Å), shape (n_changes, n, 3).
 
     Parameters
     ----------
     graph
         Bonds of all structures.
-    hidden
-        What enters the last, linear layer, in eV per weight, shape (n, d).
-    vectors_A
-        The bond vectors that ``hidden`` was computed from (Å).
-    heads
-        Changes of the last weights, shape (n_heads, d).
+    output
+        A forward pass of that graph.
+    changes
+        Of the last weights, shape (n_changes, d').
     """
-    total = hidden.sum(dim=0)
-    changes = torch.as_tensor(heads, dtype=total.dtype, device=total.device)
-    forces = []
-    for change in changes:
-        (slope,) = torch.autograd.grad(total @ change, vectors_A, retain_graph=True)
-        forces.append(forces_on_atoms(graph, slope.double().cpu().numpy()))
-    return forces
-
-
-def tilted_slope(
-    sites_eV: torch.Tensor,
-    hidden: torch.Tensor,
-    vectors_A: torch.Tensor,
-    heads: np.ndarray | None,
-    slopes: Callable[[np.ndarray], np.ndarray],
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the derivative by bond vectors of energy plus bias, and the head energies (eV).
-
-    The energy of a head is linear in its weights, so by the chain rule the bias has the derivative
-    of one more head, with the weights Σ slope × Δw: one backward pass for everything.
-
-    Parameters
-    ----------
-    sites_eV
-        Energy of each atom of one structure (eV), shape (n,).
-    hidden, vectors_A, heads
-        As of :func:`head_forces`.
-    slopes
-        Derivative of the bias by each head energy, as a function of the head energies (eV).
-
-    Raises
-    ------
-    InputError
-        If there are no heads.
-    """
-    if heads is None:
-        raise InputError(
-            "A model without uncertainty heads cannot be biased.",
-            hint="fit its uncertainty to labels first",
-        )
-    total = hidden.sum(dim=0).double()
-    energies = total.detach().cpu().numpy() @ heads.T
-    tilt = torch.as_tensor(slopes(energies) @ heads, device=total.device)
-    (slope,) = torch.autograd.grad(sites_eV.double().sum() + total @ tilt, vectors_A)
-    return slope, energies
+    rows = torch.as_tensor(changes, dtype=output.hidden.dtype, device=output.hidden.device)
+    return np.array(
+        [
+            forces_on_atoms(graph, slope)
+            for part in rows.split(HEADS_AT_ONCE)
+            for slope in output.slopes(part).cpu().numpy()
+        ]
+    )
 
 
 def check_labels(structures: Sequence[Atoms], forces_eV_A: Sequence[np.ndarray]) -> None:

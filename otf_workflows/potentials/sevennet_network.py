@@ -21,6 +21,7 @@ import torch
 
 from otf_workflows.errors import InputError
 from otf_workflows.potentials.chgnet_graph import build_graph as build_bonds
+from otf_workflows.potentials.heads import Output
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -119,25 +120,6 @@ class Network:
 
     def _layer(self, name: str) -> Any:
         return self.module._modules[name]  # noqa: SLF001 - its __getattr__ does not know them
-
-
-@dataclass(frozen=True)
-class Output:
-    """What one forward pass gives, for all atoms of all structures in the graph.
-
-    Attributes
-    ----------
-    site_energies_eV
-        Energy of each atom without its reference energy (eV), shape (n,).
-    features
-        What enters the readout, shape (n, d): the invariants after the last convolution.
-    hidden
-        What enters its last, linear layer, in eV per weight, shape (n, d').
-    """
-
-    site_energies_eV: Tensor
-    features: Tensor
-    hidden: Tensor
 
 
 def forward(network: Network, graph: Graph, vectors_A: Tensor) -> Output:

@@ -8,7 +8,7 @@ from ase.build import bulk
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from otf_workflows.errors import InputError
-from otf_workflows.potentials import Potential, PotentialError, load_potential
+from otf_workflows.potentials import load_potential
 from otf_workflows.potentials.chgnet import CHGNetPotential
 
 
@@ -146,18 +146,6 @@ def test_a_batch_equals_one_by_one_and_keeps_the_order(name):
         np.testing.assert_allclose(batched.stress_eV_A3, alone.stress_eV_A3, atol=4e-7)
 
 
-def test_large_batches_are_cut_and_still_complete(monkeypatch, chgnet):
-    monkeypatch.setattr("otf_workflows.potentials.chgnet.MAX_ROWS", 500)
-    structures = [STRUCTURES["LiCl"], STRUCTURES["Si"], STRUCTURES["LiCl triclinic"]]
-    for atoms, batched in zip(structures, chgnet.predict_many(structures), strict=True):
-        assert batched.energy_eV == chgnet.predict(atoms).energy_eV
-
-
-def test_nothing_in_nothing_out(chgnet):
-    assert chgnet.predict_many([]) == []
-    assert chgnet.features([]).shape == (0, 64)
-
-
 def test_prediction_leaves_a_model_in_training_as_it_was(chgnet):
     model = copy.deepcopy(chgnet.model).train()
     model.mlp.requires_grad_(True)
@@ -175,16 +163,6 @@ def test_features_are_the_mean_of_the_crystal_features_of_chgnet(chgnet):
         graph = converter(AseAtomsAdaptor.get_structure(atoms))
         theirs = chgnet.model.predict_graph(graph, task="e", return_crystal_feas=True)
         np.testing.assert_allclose(row, theirs["crystal_fea"] / len(atoms), atol=2e-5)
-
-
-def test_without_heads_sigma_is_the_disagreement_of_shipped_models(chgnet):
-    atoms = STRUCTURES["LiCl"]
-    prediction = chgnet.predict(atoms, uncertainty=True)
-    other = load_potential("chgnet-0.2.0").predict(atoms)
-    expected = np.linalg.norm(prediction.forces_eV_A - other.forces_eV_A, axis=1)
-    np.testing.assert_allclose(prediction.sigma_eV_A, expected, atol=1e-12)
-    assert prediction.novelty is None
-    assert chgnet.predict(atoms).sigma_eV_A is None
 
 
 def test_sigma_of_heads_is_the_spread_of_models_with_these_last_weights(fitted):
@@ -211,65 +189,6 @@ def test_heads_reduce_the_force_error_they_were_fitted_to(fitted, labelled):
     assert rmse(CHGNetPotential(model, name=fitted.name)) < 0.9 * rmse(fitted)
 
 
-def test_uncertainty_and_novelty_grow_away_from_the_training_set(fitted):
-    near = perturbed(LICL, seed=20, rattle_A=0.1)
-    far = perturbed(LICL, seed=20, rattle_A=0.4)
-    calm, wild = (fitted.predict(atoms, uncertainty=True) for atoms in (near, far))
-    assert wild.sigma_eV_A.max() > 2 * calm.sigma_eV_A.max()
-    assert wild.novelty.max() > 2 * calm.novelty.max()
-
-
-def test_before_any_label_novelty_tells_new_surroundings_from_usual_ones(chgnet):
-    usual = [perturbed(LICL, seed=k, rattle_A=0.05) for k in range(4)]
-    ready = chgnet.familiar_with(usual)
-    near = ready.predict(perturbed(LICL, seed=20, rattle_A=0.05), uncertainty=True)
-    far = ready.predict(perturbed(LICL, seed=20, rattle_A=0.4), uncertainty=True)
-    assert near.novelty.max() < 4
-    assert far.novelty.max() > 3 * near.novelty.max()
-    plain = chgnet.predict(perturbed(LICL, seed=20, rattle_A=0.4), uncertainty=True)
-    assert plain.novelty is None
-    np.testing.assert_array_equal(far.sigma_eV_A, plain.sigma_eV_A)
-    np.testing.assert_array_equal(far.forces_eV_A, plain.forces_eV_A)
-
-
-def test_fitting_gives_a_new_potential_with_the_same_forces(chgnet, fitted):
-    assert chgnet.heads is None
-    assert fitted.model is not chgnet.model
-    atoms = STRUCTURES["LiCl"]
-    assert (fitted.predict(atoms).forces_eV_A == chgnet.predict(atoms).forces_eV_A).all()
-
-
-def test_same_seed_same_heads_other_seed_other_heads(chgnet):
-    structures = [perturbed(bulk("Si"), seed=k) for k in range(3)]
-    labels = [np.random.default_rng(k).normal(size=(2, 3)) for k in range(3)]
-    first, again, other = (
-        chgnet.fit_uncertainty(structures, labels, n_heads=4, seed=seed).heads for seed in (5, 5, 6)
-    )
-    assert (first == again).all()
-    assert not np.allclose(first, other)
-
-
-def test_labels_that_do_not_fit_the_structures_are_refused(chgnet, labelled):
-    structures, labels = labelled
-    with pytest.raises(InputError, match="4 structures, but 3"):
-        chgnet.fit_uncertainty(structures, labels[:-1], seed=0)
-    with pytest.raises(InputError, match="do not fit 8 atoms") as caught:
-        chgnet.fit_uncertainty(structures, [*labels[:-1], labels[0][:4]], seed=0)
-    assert caught.value.where == "structure 3"
-
-
-def test_dump_and_load_give_the_same_numbers_bit_by_bit(fitted):
-    blob = fitted.dump()
-    again = load_potential("chgnet-0.3.0", blob)
-    assert isinstance(again, Potential)
-    assert again.dump() == blob
-    atoms = STRUCTURES["LiCl"]
-    ours, theirs = (p.predict(atoms, uncertainty=True) for p in (fitted, again))
-    assert ours.energy_eV == theirs.energy_eV
-    for name in ("forces_eV_A", "stress_eV_A3", "sigma_eV_A", "novelty"):
-        assert (getattr(ours, name) == getattr(theirs, name)).all()
-
-
 def test_loading_leaves_the_random_stream_and_the_terminal_alone(capsys):
     torch.manual_seed(3)
     expected = torch.rand(3)
@@ -279,66 +198,12 @@ def test_loading_leaves_the_random_stream_and_the_terminal_alone(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_damaged_blob_is_refused(chgnet):
-    blob = chgnet.dump()
-    flipped = bytearray(blob)
-    flipped[len(blob) // 2] ^= 1
-    for damaged in (bytes(flipped), blob[:-1]):
-        with pytest.raises(PotentialError, match="checksum"):
-            load_potential("chgnet-0.3.0", damaged)
-    for other in (b"", b"PK\x03\x04 something else"):
-        with pytest.raises(PotentialError, match="not the weights"):
-            load_potential("chgnet-0.3.0", other)
-
-
-def test_a_blob_of_another_potential_is_refused(chgnet):
-    with pytest.raises(InputError, match=r"weights of chgnet-0\.3\.0, not of chgnet-0\.2\.0"):
-        load_potential("chgnet-0.2.0", chgnet.dump())
-
-
-def test_an_element_outside_the_model_is_named(chgnet):
-    with pytest.raises(InputError, match="Po"):
-        chgnet.predict(bulk("Po", "sc", a=3.36))
-
-
-def test_an_isolated_atom_is_an_error_a_walker_can_catch(chgnet):
-    with pytest.raises(PotentialError, match="no neighbour within 6 Å"):
-        chgnet.predict(bulk("Ar", "sc", a=12.0))
-
-
-def test_atoms_on_top_of_each_other_are_an_error(chgnet):
-    atoms = LICL.copy()
-    atoms.positions[1] = atoms.positions[0]
-    with pytest.raises(PotentialError):
-        chgnet.predict(atoms)
-
-
-def test_the_calculator_repeats_bit_by_bit_and_agrees_with_predict(chgnet):
-    atoms = STRUCTURES["LiCl triclinic"].copy()
-    prediction = chgnet.predict(atoms)
-    results = []
-    for _ in range(2):
-        atoms.calc = chgnet.calculator()
-        results.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
-    assert results[0][0] == results[1][0] == prediction.energy_eV
-    for first, second in zip(results[0][1:], results[1][1:], strict=True):
-        assert (first == second).all()
-    assert (results[0][1] == prediction.forces_eV_A).all()
-    assert (atoms.get_stress(voigt=False) == prediction.stress_eV_A3).all()
-    assert atoms.get_potential_energy(force_consistent=True) == prediction.energy_eV
-
-
-def test_the_calculator_follows_moving_atoms(chgnet):
-    atoms = STRUCTURES["LiCl"].copy()
-    atoms.calc = chgnet.calculator()
-    before = atoms.get_potential_energy()
-    atoms.positions[0, 0] += 0.05
-    assert atoms.get_potential_energy() != before
-    assert atoms.calc.prediction.energy_eV == atoms.get_potential_energy()
-
-
 def test_an_unsupported_architecture_is_refused(chgnet):
     model = copy.deepcopy(chgnet.model)
     model.mlp_first = False
     with pytest.raises(InputError, match="readout after pooling"):
         CHGNetPotential(model, name="chgnet-0.3.0")
+
+
+def test_a_fitted_potential_has_weights_of_its_own(chgnet, fitted):
+    assert fitted.model is not chgnet.model

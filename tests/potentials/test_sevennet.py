@@ -7,10 +7,8 @@ import pytest
 from ase.build import bulk
 
 from otf_workflows.campaign import TrainingRules
-from otf_workflows.errors import InputError
 from otf_workflows.potentials import (
     Potential,
-    PotentialError,
     load_potential,
     missing_packages,
     potential_entry,
@@ -119,40 +117,12 @@ def test_it_is_all_that_the_loop_asks_for(potential):
     assert isinstance(potential, TrainablePotential)
 
 
-def test_large_sets_are_cut_into_batches_and_keep_their_order(monkeypatch, potential):
-    monkeypatch.setattr(sevennet, "MAX_BONDS", 30)
-    for atoms, batched in zip(STRUCTURES, potential.predict_many(STRUCTURES), strict=True):
-        alone = potential.predict(atoms)
-        assert batched.energy_eV == pytest.approx(alone.energy_eV, abs=5e-6)
-        np.testing.assert_allclose(batched.forces_eV_A, alone.forces_eV_A, atol=2e-6)
-    assert potential.predict_many([]) == []
-    assert potential.features([]).shape == (0, 128)
-
-
-def test_features_tell_structures_apart_and_repeat_bit_by_bit(potential):
-    rows = potential.features(STRUCTURES)
-    assert rows.shape == (3, 128)
-    apart = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
-    assert apart[0, 1] > 5 * apart[0, 2] > 0
-    assert (potential.features(STRUCTURES) == rows).all()
-
-
 def test_energy_is_linear_in_the_last_hidden_features(potential):
     network = potential.network
     graph = sevennet_network.build_graph(network, STRUCTURES[0])
     output = sevennet_network.forward(network, graph, torch.as_tensor(graph.vectors_A))
     sites = output.hidden @ network.last_weights()
     torch.testing.assert_close(sites, output.site_energies_eV, rtol=1e-5, atol=1e-5)
-
-
-def test_without_heads_sigma_is_the_disagreement_of_shipped_models(potential):
-    atoms = STRUCTURES[0]
-    prediction = potential.predict(atoms, uncertainty=True)
-    other = load_potential("sevennet-0-may2024").predict(atoms)
-    expected = np.linalg.norm(prediction.forces_eV_A - other.forces_eV_A, axis=1)
-    np.testing.assert_allclose(prediction.sigma_eV_A, expected, atol=1e-6)
-    assert prediction.sigma_eV_A.min() > 1e-3
-    assert prediction.novelty is None
 
 
 def test_sigma_of_heads_is_the_spread_of_networks_with_these_last_weights(fitted):
@@ -169,57 +139,6 @@ def test_sigma_of_heads_is_the_spread_of_networks_with_these_last_weights(fitted
     expected = np.sqrt(np.var(forces, axis=0, ddof=1).sum(axis=1))
     sigma = fitted.predict(atoms, uncertainty=True).sigma_eV_A
     np.testing.assert_allclose(sigma, expected, rtol=1e-2, atol=1e-5)
-
-
-def test_uncertainty_and_novelty_grow_away_from_the_training_set(fitted):
-    calm = fitted.predict(perturbed(LICL, seed=20, rattle_A=0.1), uncertainty=True)
-    wild = fitted.predict(perturbed(LICL, seed=20, rattle_A=0.5), uncertainty=True)
-    assert wild.sigma_eV_A.max() > 2 * calm.sigma_eV_A.max()
-    assert wild.novelty.max() > 2 * calm.novelty.max()
-
-
-def test_forces_that_do_not_fit_are_refused(potential):
-    with pytest.raises(InputError, match="2 structures, but 1"):
-        potential.fit_uncertainty(STRUCTURES[:2], [np.zeros((2, 3))], seed=0)
-    with pytest.raises(InputError, match="do not fit 2 atoms"):
-        potential.fit_uncertainty([LICL], [np.zeros((3, 3))], seed=0)
-
-
-def test_dump_and_load_give_the_same_numbers_bit_by_bit(fitted):
-    blob = fitted.dump()
-    again = load_potential("sevennet-0", blob)
-    assert again.dump() == blob
-    ours, theirs = (p.predict(STRUCTURES[0], uncertainty=True) for p in (fitted, again))
-    assert ours.energy_eV == theirs.energy_eV
-    for name in ("forces_eV_A", "stress_eV_A3", "sigma_eV_A", "novelty"):
-        assert (getattr(ours, name) == getattr(theirs, name)).all()
-
-
-def test_blobs_that_are_damaged_or_of_another_potential_are_refused(potential):
-    blob = potential.dump()
-    with pytest.raises(PotentialError, match="checksum"):
-        load_potential("sevennet-0", blob[:-1])
-    with pytest.raises(PotentialError, match="not the weights"):
-        load_potential("sevennet-0", b"otf-chgnet-1\n")
-    with pytest.raises(InputError, match="not of sevennet-l3i5"):
-        load_potential("sevennet-l3i5", blob)
-
-
-def test_impossible_structures_are_errors_a_walker_can_catch(potential):
-    with pytest.raises(PotentialError, match="no neighbour within 5 Å"):
-        potential.predict(bulk("Ar", "sc", a=12.0))
-    close = LICL.copy()
-    close.positions[1] = close.positions[0]
-    with pytest.raises(PotentialError):
-        potential.predict(close)
-    with pytest.raises(InputError, match="Po"):
-        potential.predict(bulk("Po", "sc", a=3.36))
-
-
-def test_the_calculator_repeats_bit_by_bit(potential):
-    atoms = STRUCTURES[0].copy()
-    atoms.calc = potential.calculator()
-    assert (atoms.get_forces() == potential.predict(atoms).forces_eV_A).all()
 
 
 def test_finetuning_learns_zeros_and_forces_and_repeats_bit_by_bit(potential, labels, tuned):
