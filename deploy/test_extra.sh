@@ -48,7 +48,7 @@ done
 case $extra in
 remote)
   wanted='jobflow-remote>=1.0.1,<1.1'
-  tests=(tests/engine/remote tests/e2e/test_two_engines.py)
+  tests=(tests/engine/remote tests/engine/test_every_engine.py tests/e2e/test_two_engines.py)
   ;;
 sevennet)
   wanted='sevenn>=0.13,<0.14'

@@ -213,24 +213,7 @@ def conformal_factor(
     nearly all errors are below the resolution, any factor covers them, and the median ratio is
     used to keep σ on the scale of the errors.
 
-    Parameters
-    ----------
-    errors_eV_A, sigmas_eV_A
-        Worst-atom error and worst-atom raw uncertainty of each frame (eV/Å), shape (n,).
-    nominal
-        Share of frames whose error is to lie below the calibrated σ.
-    resolution_eV_A
-        Errors below this count as covered.
-
-    Returns
-    -------
-    Calibration
-        With ``n`` = 0 and factor 1 if there are no frames.
-
-    Raises
-    ------
-    InputError
-        If the two do not match, or are not numbers of the right sign.
+    Parameters, what is returned without frames, and what is raised are those of :func:`calibrate`.
     """
     errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
     if not 0 < nominal < 1:

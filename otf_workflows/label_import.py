@@ -325,8 +325,9 @@ def _pw_text(path: Path, recipe: Recipe) -> Iterator[Calculation | Rejected]:
 
 def _pw(path: Path, text: str, *, xml: Path, recipe: Recipe) -> Calculation:
     from otf_workflows.labelers.espresso_failures import diagnose
-    from otf_workflows.labelers.espresso_files import UnreadableOutput, read_output
+    from otf_workflows.labelers.espresso_files import read_output
     from otf_workflows.labelers.espresso_recipe import EspressoRecipe
+    from otf_workflows.labelers.external import UnreadableOutput
 
     ending = diagnose(text, "", status=0)
     if ending.cause is not None:
@@ -338,7 +339,7 @@ def _pw(path: Path, text: str, *, xml: Path, recipe: Recipe) -> Calculation:
         raise UnusableError(str(error)) from error
     from ase import Atoms
 
-    atoms = Atoms(found.symbols, positions=found.positions_A, cell=found.cell_A, pbc=True)
+    atoms = Atoms(found.numbers, positions=found.positions_A, cell=found.cell_A, pbc=True)
     return Calculation(
         source=str(path),
         frame=_frame(atoms, str(path)),

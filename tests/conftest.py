@@ -4,7 +4,7 @@ import os
 import signal
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -88,6 +88,22 @@ def engine(site: "Site") -> "Iterator[FireWorksEngine]":
     made = FireWorksEngine(site)
     yield made
     made.close()
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of labels that were really computed by an ASE calculator, in order."""
+    from otf_workflows.labelers.ase_calculator import AseLabeler
+
+    keys: list[str] = []
+    original = AseLabeler.label
+
+    def label(self: AseLabeler, *arguments: Any, key: str, **rest: Any) -> Any:
+        keys.append(key)
+        return original(self, *arguments, key=key, **rest)
+
+    monkeypatch.setattr(AseLabeler, "label", label)
+    return keys
 
 
 @pytest.fixture

@@ -82,21 +82,6 @@ def workers(site):
 
 
 @pytest.fixture
-def computed(monkeypatch):
-    """The keys that were really computed, in order."""
-    from otf_workflows.labelers.ase_calculator import AseLabeler
-
-    keys, original = [], AseLabeler.label
-
-    def label(self, frame, recipe, *, key, **rest):
-        keys.append(key)
-        return original(self, frame, recipe, key=key, **rest)
-
-    monkeypatch.setattr(AseLabeler, "label", label)
-    return keys
-
-
-@pytest.fixture
 def batch(campaign, store, engine, workers):
     """The output of gather, of a cycle whose labels are waiting for a worker."""
     walker = walker_that_met([frame(0.02 * i) for i in range(1, N_LABELS + 1)])

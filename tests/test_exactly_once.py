@@ -68,21 +68,6 @@ def drain(site):
         yield run
 
 
-@pytest.fixture
-def computed(monkeypatch):
-    """The keys that were really computed, in order."""
-    from otf_workflows.labelers.ase_calculator import AseLabeler
-
-    keys, original = [], AseLabeler.label
-
-    def label(self, frame, recipe, *, key, **rest):
-        keys.append(key)
-        return original(self, frame, recipe, key=key, **rest)
-
-    monkeypatch.setattr(AseLabeler, "label", label)
-    return keys
-
-
 def test_two_campaigns_that_ask_at_the_same_time_get_one_computation_and_both_data_sets(
     begin, drain, computed, store, engine
 ):

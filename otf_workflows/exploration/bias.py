@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.calculators.calculator import Calculator, all_changes
-from ase.stress import full_3x3_to_voigt_6_stress
+
+from otf_workflows.potentials.calculator import PredictionCalculator
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -117,7 +117,7 @@ class UncertaintyBias:
         return float(away @ away) / freedom, 2 * away / freedom
 
 
-class BiasedCalculator(Calculator):
+class BiasedCalculator(PredictionCalculator):
     """Energy, forces and stress of a potential with a bias.
 
     Attributes
@@ -128,36 +128,15 @@ class BiasedCalculator(Calculator):
         The latest bias energy (eV).
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's)
-
     def __init__(self, potential: Tiltable, bias: UncertaintyBias) -> None:
         super().__init__()
         self.potential = potential
         self.bias = bias
-        self.prediction: Prediction | None = None
         self.bias_energy_eV = 0.0
 
-    def calculate(  # type: ignore[override]
-        self,
-        atoms: Atoms,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        """Compute everything at once; ASE decides when.
-
-        Raises
-        ------
-        PotentialError
-            If the potential has no answer for this structure.
-        """
-        super().calculate(atoms, properties or ["energy"], system_changes)
-        self.prediction, head_energies_eV = self.potential.predict_tilted(atoms, self.bias.slopes)
+    def evaluate(self, atoms: Atoms) -> tuple[Prediction, float]:
+        """Return the tilted prediction, and the energy with the bias (eV)."""
+        prediction, head_energies_eV = self.potential.predict_tilted(atoms, self.bias.slopes)
         self.bias.watch(head_energies_eV)
         self.bias_energy_eV = self.bias.energy_eV(head_energies_eV)
-        energy = self.prediction.energy_eV + self.bias_energy_eV
-        self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "forces": self.prediction.forces_eV_A,
-            "stress": full_3x3_to_voigt_6_stress(self.prediction.stress_eV_A3),
-        }
+        return prediction, prediction.energy_eV + self.bias_energy_eV

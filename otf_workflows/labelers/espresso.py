@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from otf_workflows.errors import OtfError
-from otf_workflows.labelers.base import fingerprint
 from otf_workflows.labelers.espresso_recipe import EspressoRecipe, check_numerics, command_of
-from otf_workflows.labelers.outcome import FAILURE_FILE, failed
-from otf_workflows.schemas import Frame, LabelResult
+from otf_workflows.labelers.external import ExternalLabeler
+from otf_workflows.labelers.outcome import failed
 from otf_workflows.types import FailureCause
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from otf_workflows.labelers.base import Recipe, Resources
+    from otf_workflows.labelers.espresso_run import PwRun
+    from otf_workflows.schemas import Frame
 
 INSTALL = "apt-get install quantum-espresso"
 
 
-class EspressoLabeler:
+class EspressoLabeler(ExternalLabeler):
     """Computes labels with ``pw.x``."""
 
     recipe_model: ClassVar[type[Recipe]] = EspressoRecipe
 
-    def label(
+    @contextmanager
+    def running(
         self,
         frame: Frame,
         recipe: EspressoRecipe,
@@ -38,61 +43,25 @@ class EspressoLabeler:
         key: str,
         directory: Path,
         resources: Resources,
-        numerics: dict[str, Any] | None = None,
-    ) -> LabelResult:
-        """Compute one label in ``directory``; see :class:`otf_workflows.labelers.base.Labeler`.
-
-        Raises
-        ------
-        InputError
-            If ``numerics`` names something that is not a numerical setting.
-        LabelFailed
-            After all permitted retries, with the cause and every attempt.
-        """
+    ) -> Iterator[PwRun]:
+        """Give what supervision runs, in a scratch folder of its own."""
         from otf_workflows.labelers.espresso_run import PwRun
-        from otf_workflows.labelers.supervised import supervise
 
-        numerics = check_numerics(numerics or {})
-        directory = Path(directory).resolve()
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / FAILURE_FILE).unlink(missing_ok=True)
-        try:
-            recipe.files(frame.numbers, resources.data_dir)
-        except OtfError as error:
-            raise failed(
-                error.what,
-                cause=FailureCause.INPUT,
-                attempts=[],
-                directory=directory,
-                hint=error.hint,
-            ) from error
         scratch = _scratch(directory, resources, key)
-        run = PwRun(frame, recipe, directory=directory, resources=resources, scratch=scratch)
         try:
-            attempts = supervise(run, directory=directory, resources=resources, numerics=numerics)
+            yield PwRun(frame, recipe, directory=directory, resources=resources, scratch=scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        output = run.result
-        if output is None:  # the ladder ends in a result or in an exception
-            raise RuntimeError("pw.x was said to have succeeded without a result")
-        seconds = sum(attempt.seconds or 0.0 for attempt in attempts)
-        return LabelResult(
-            key=key,
-            frame=frame,
-            energy_eV=output.energy_eV,
-            forces_eV_A=output.forces_eV_A.tolist(),
-            stress_eV_A3=output.stress_eV_A3.tolist() if recipe.use_stress else None,
-            magmoms_muB=None if output.magmoms_muB is None else output.magmoms_muB.tolist(),
-            fingerprint=fingerprint(output.settings),
-            settings_as_run=output.settings,
-            attempts=attempts,
-            core_hours=seconds * resources.cores / 3600,
-            warnings=[
-                f"try {attempt.number} failed ({attempt.cause}): {attempt.message}"
-                for attempt in attempts
-                if attempt.cause
-            ],
-        )
+
+    def refusal(
+        self, frame: Frame, recipe: EspressoRecipe, resources: Resources
+    ) -> tuple[str, str | None] | None:
+        """Return why this frame cannot be labelled here, and what may help; None if it can."""
+        try:
+            self.find_data(recipe, frame.numbers, resources)
+        except OtfError as error:
+            return error.what, error.hint
+        return None
 
     def check_numerics(self, changes: dict[str, Any]) -> dict[str, Any]:
         """Return numerical settings, checked; InputError for physics and impossible values."""
@@ -111,13 +80,14 @@ class EspressoLabeler:
                     f"{program} is not on the PATH: {advice} the command of espresso "
                     "in the site file"
                 )
-        try:
-            recipe.files(numbers, resources.data_dir)
-        except OtfError as error:
-            missing.append(f"{error.what}: {error.hint}" if error.hint else error.what)
+        missing += self.data_problems(recipe, numbers, resources)
         if resources.scratch_dir and not Path(resources.scratch_dir).is_dir():
             missing.append(f"the scratch folder {resources.scratch_dir} does not exist")
         return missing
+
+    def find_data(self, recipe: EspressoRecipe, numbers: list[int], resources: Resources) -> None:
+        """Look for pseudopotentials; OtfError if one is missing."""
+        recipe.files(numbers, resources.data_dir)
 
 
 def _scratch(directory: Path, resources: Resources, key: str) -> Path:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase.data import atomic_numbers
 from ase.units import Bohr, Hartree
 
 from otf_workflows.labelers.espresso_recipe import (
@@ -24,6 +24,7 @@ from otf_workflows.labelers.espresso_recipe import (
     level,
     tidy,
 )
+from otf_workflows.labelers.external import Output, UnreadableOutput
 from otf_workflows.labelers.kpoints import same_points
 
 if TYPE_CHECKING:
@@ -44,44 +45,6 @@ FUNCTIONAL_OF_INDICES: dict[tuple[int, ...], str] = {
 """Exchange, correlation, gradient exchange, gradient correlation: funct.f90 of QE."""
 
 SMEARINGS = {"gaussian": Smearing.GAUSSIAN, "mv": Smearing.COLD}
-
-
-class UnreadableOutput(ValueError):  # noqa: N818
-    """The output of a run is missing, broken, or not that of the frame asked for."""
-
-
-@dataclass(frozen=True)
-class PwOutput:
-    """One finished run.
-
-    Attributes
-    ----------
-    energy_eV
-        Total energy; with smearing the free energy, which the forces belong to (eV).
-    forces_eV_A
-        Forces (eV/Å), shape (n, 3).
-    stress_eV_A3
-        Stress (eV/Å³), shape (3, 3), tension positive.
-    magmoms_muB
-        Site moments (μB), shape (n,), for spin-polarised runs.
-    symbols
-        Element of every atom.
-    cell_A
-        Lattice vectors as rows (Å).
-    positions_A
-        Positions (Å), shape (n, 3).
-    settings
-        Level of theory as run, in the form of ``EspressoRecipe.level_of_theory``.
-    """
-
-    energy_eV: float
-    forces_eV_A: np.ndarray
-    stress_eV_A3: np.ndarray
-    magmoms_muB: np.ndarray | None
-    symbols: list[str]
-    cell_A: np.ndarray
-    positions_A: np.ndarray
-    settings: dict[str, Any]
 
 
 def write_input(
@@ -185,7 +148,7 @@ def _with_points(text: str, points: np.ndarray, weights: np.ndarray) -> str:
     return re.sub(r"K_POINTS automatic\n[^\n]*\n", listed, text, count=1)
 
 
-def read_output(text: str, xml_path: Path, *, recipe: EspressoRecipe | None = None) -> PwOutput:
+def read_output(text: str, xml_path: Path, *, recipe: EspressoRecipe | None = None) -> Output:
     """Read a finished run.
 
     Parameters
@@ -214,32 +177,20 @@ def read_output(text: str, xml_path: Path, *, recipe: EspressoRecipe | None = No
         positions = np.array([[float(x) for x in (atom.text or "").split()] for atom in atoms])
         settings = _settings(root, text, cell_A=cell * Bohr, recipe=recipe)
         spin = settings["spin"] == Spin.COLLINEAR
-        return PwOutput(
+        return Output(
             energy_eV=float(_text(root, "output/total_energy/etot")) * Hartree,
             forces_eV_A=np.array(_floats(root, "output/forces")).reshape(-1, 3) * Hartree / Bohr,
             # pw.x counts compression as positive, we count tension.
             stress_eV_A3=-np.array(_floats(root, "output/stress")).reshape(3, 3)
             * (Hartree / Bohr**3),
             magmoms_muB=_site_moments(text, len(symbols)) if spin else None,
-            symbols=symbols,
+            numbers=[atomic_numbers[symbol] for symbol in symbols],
             cell_A=cell * Bohr,
             positions_A=positions * Bohr,
             settings=settings,
         )
     except (KeyError, ValueError) as error:
         raise UnreadableOutput(f"the output is incomplete: {error}") from error
-
-
-def frame_problem(output: PwOutput, frame: Frame) -> str | None:
-    """Return why an output is not that of a frame (elements, cell, places, order), or None."""
-    atoms = frame.to_atoms()
-    if output.symbols != list(atoms.symbols):
-        return "the output has other elements, or another order of atoms, than the frame"
-    if np.abs(output.cell_A - atoms.cell.array).max() > 1e-5:
-        return "the output has another cell than the frame"
-    if np.abs(output.positions_A - atoms.positions).max() > 1e-5:
-        return "the output has other positions than the frame"
-    return None
 
 
 def _settings(

@@ -6,17 +6,10 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.labelers import espresso_failures as failures
-from otf_workflows.labelers.espresso_files import (
-    PREFIX,
-    XML_NAME,
-    PwOutput,
-    UnreadableOutput,
-    frame_problem,
-    read_output,
-    write_input,
-)
+from otf_workflows.labelers.espresso_files import PREFIX, XML_NAME, read_output, write_input
 from otf_workflows.labelers.espresso_recipe import EspressoRecipe, check_numerics, command_of
-from otf_workflows.labelers.outcome import Diagnosis, disk_is_full, numbers_problem
+from otf_workflows.labelers.external import LabelRun, UnreadableOutput
+from otf_workflows.labelers.outcome import Diagnosis, disk_is_full
 from otf_workflows.types import FailureCause
 
 if TYPE_CHECKING:
@@ -26,7 +19,7 @@ if TYPE_CHECKING:
     from otf_workflows.schemas import Frame
 
 
-class PwRun:
+class PwRun(LabelRun):
     """``pw.x`` as :func:`otf_workflows.labelers.supervised.supervise` wants it."""
 
     causes = tuple(failures.LADDER)
@@ -40,12 +33,8 @@ class PwRun:
         resources: Resources,
         scratch: Path,
     ) -> None:
-        self.frame = frame
-        self.recipe = recipe
-        self.directory = directory
-        self.resources = resources
+        super().__init__(frame, recipe, directory=directory, resources=resources)
         self.scratch = scratch
-        self.result: PwOutput | None = None
 
     def prepare(self, numerics: dict[str, Any], *, number: int, seconds_left: float) -> list[str]:
         """Write the input of a try, remove what an earlier one left, return the command line."""
@@ -65,10 +54,6 @@ class PwRun:
         )
         return [*command_of(self.resources), "-in", f"try-{number}.in"]
 
-    def output_files(self, number: int) -> tuple[Path, Path]:
-        """Return the files for standard output and standard error of a try."""
-        return self.directory / f"try-{number}.out", self.directory / f"try-{number}.err"
-
     def diagnose(self, *, number: int, status: int) -> Diagnosis:
         """Say how a try ended, and keep the result if it is good."""
         out, err = self.output_files(number)
@@ -87,16 +72,7 @@ class PwRun:
             if disk_is_full(self.scratch, self.directory):
                 return failures.full_disk(str(error))
             return Diagnosis(FailureCause.PARSE, str(error))
-        problem = frame_problem(output, self.frame) or numbers_problem(
-            output.energy_eV,
-            output.forces_eV_A,
-            output.stress_eV_A3,
-            n_atoms=self.frame.n_atoms,
-        )
-        if problem:
-            return Diagnosis(FailureCause.PARSE, problem)
-        self.result = output
-        return ending
+        return self.judge(output)
 
     def telling_output(self, number: int) -> str:
         """Return what a try printed, without the report of timings."""

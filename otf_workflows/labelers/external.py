@@ -12,9 +12,10 @@ import shlex
 import shutil
 import signal
 from abc import abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -23,15 +24,22 @@ from otf_workflows.labelers import leash
 from otf_workflows.labelers.base import fingerprint
 from otf_workflows.labelers.espresso_recipe import check_numerics
 from otf_workflows.labelers.outcome import FAILURE_FILE, Diagnosis, failed, numbers_problem
-from otf_workflows.schemas import Frame, LabelResult
+from otf_workflows.schemas import Frame, LabelResult, core_hours
 from otf_workflows.types import FailureCause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pydantic import BaseModel
 
     from otf_workflows.labelers.base import Recipe, Resources
+    from otf_workflows.labelers.supervised import Program
+
+    class Run(Program, Protocol):
+        """A program under supervision that keeps its result."""
+
+        result: Any
+
 
 Mark = tuple[str, FailureCause, str]
 """Pattern in an output, cause, sentence with ``{program}`` in it."""
@@ -75,7 +83,7 @@ HINTS = {
 
 
 class UnreadableOutput(ValueError):  # noqa: N818
-    """The output of a run is missing or broken."""
+    """The output of a run is missing, broken, or not that of the frame asked for."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ class Output:
         Level of theory as run, in the form of the recipe's ``level_of_theory``.
     magmoms_muB
         Site moments at the end (μB), shape (n,), of a spin-polarised run.
+    warnings
+        What a person should know.
     """
 
     energy_eV: float
@@ -110,9 +120,43 @@ class Output:
     positions_A: np.ndarray
     settings: dict[str, Any]
     magmoms_muB: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
 
 
-class ExternalRun:
+class LabelRun:
+    """One label by one program: its frame, its files, and in the end its result."""
+
+    tolerance_A: ClassVar[float] = 1e-5
+    """How exactly the output prints cell and positions."""
+
+    def __init__(self, frame: Frame, recipe: Any, *, directory: Path, resources: Resources) -> None:
+        self.frame = frame
+        self.recipe = recipe
+        self.directory = directory
+        self.resources = resources
+        self.result: Output | None = None
+
+    def output_files(self, number: int) -> tuple[Path, Path]:
+        """Return the files for standard output and standard error of a try."""
+        return self.directory / f"try-{number}.out", self.directory / f"try-{number}.err"
+
+    def judge(self, output: Output) -> Diagnosis:
+        """Keep an output as the result if it is that of the frame and can be a label."""
+        problem = frame_problem(
+            output, self.frame, tolerance_A=self.tolerance_A
+        ) or numbers_problem(
+            output.energy_eV,
+            output.forces_eV_A,
+            output.stress_eV_A3,
+            n_atoms=self.frame.n_atoms,
+        )
+        if problem:
+            return Diagnosis(FailureCause.PARSE, problem)
+        self.result = output
+        return Diagnosis(None)
+
+
+class ExternalRun(LabelRun):
     """One label by one program, as :func:`otf_workflows.labelers.supervised.supervise` wants it.
 
     A code sets the class attributes, and writes and reads its files.
@@ -124,18 +168,12 @@ class ExternalRun:
     must_have: ClassVar[tuple[str, ...]] = ()
     ladder: ClassVar[dict[FailureCause, tuple[dict[str, Any], ...]]]
     careful: ClassVar[dict[str, Callable[..., Any]]] = {}
-    tolerance_A: ClassVar[float] = 1e-5
-    """How exactly the output prints cell and positions."""
     rubbish: ClassVar[tuple[str, ...]] = ()
     """Patterns of big files that are of no use when the last try is over."""
 
     def __init__(self, frame: Frame, recipe: Any, *, directory: Path, resources: Resources) -> None:
-        self.frame = frame
-        self.recipe = recipe
-        self.directory = directory
-        self.resources = resources
+        super().__init__(frame, recipe, directory=directory, resources=resources)
         self.causes = tuple(self.ladder)
-        self.result: Output | None = None
 
     @abstractmethod
     def write(self, numerics: dict[str, Any], *, number: int) -> list[str]:
@@ -156,10 +194,6 @@ class ExternalRun:
             leftover.unlink()
         every = self.numerics_model(**numerics).model_dump()
         return [*command_of(self.resources, self.program), *self.write(every, number=number)]
-
-    def output_files(self, number: int) -> tuple[Path, Path]:
-        """Return the files for standard output and standard error of a try."""
-        return self.directory / f"try-{number}.out", self.directory / f"try-{number}.err"
 
     def telling_output(self, number: int) -> str:
         """Return what a try printed."""
@@ -187,18 +221,7 @@ class ExternalRun:
             output = self.read(number)
         except (UnreadableOutput, OSError, LookupError, ValueError, TypeError) as error:
             return Diagnosis(FailureCause.PARSE, f"the output cannot be read: {error}")
-        problem = frame_problem(
-            output, self.frame, tolerance_A=self.tolerance_A
-        ) or numbers_problem(
-            output.energy_eV,
-            output.forces_eV_A,
-            output.stress_eV_A3,
-            n_atoms=self.frame.n_atoms,
-        )
-        if problem:
-            return Diagnosis(FailureCause.PARSE, problem)
-        self.result = output
-        return ending
+        return self.judge(output)
 
     def _ending(self, text: str, status: int) -> Diagnosis:  # noqa: PLR0911 - one return per end
         if status == leash.TIME_UP:
@@ -265,21 +288,16 @@ class ExternalLabeler:
         directory = Path(directory).resolve()
         directory.mkdir(parents=True, exist_ok=True)
         (directory / FAILURE_FILE).unlink(missing_ok=True)
-        if lacking := self.data_problems(recipe, frame.numbers, resources):
+        if refused := self.refusal(frame, recipe, resources):
+            what, hint = refused
             raise failed(
-                "; ".join(lacking), cause=FailureCause.INPUT, attempts=[], directory=directory
+                what, cause=FailureCause.INPUT, attempts=[], directory=directory, hint=hint
             )
-        run = self.run_model(frame, recipe, directory=directory, resources=resources)
-        try:
+        with self.running(frame, recipe, key=key, directory=directory, resources=resources) as run:
             attempts = supervise(run, directory=directory, resources=resources, numerics=numerics)
-        finally:
-            for pattern in run.rubbish:
-                for path in directory.glob(pattern):
-                    path.unlink()
         output = run.result
         if output is None:  # supervision ends in a result or in an exception
-            raise RuntimeError(f"{run.program} was said to have succeeded without a result")
-        seconds = sum(attempt.seconds or 0.0 for attempt in attempts)
+            raise RuntimeError(f"{recipe.code} was said to have succeeded without a result")
         return LabelResult(
             key=key,
             frame=frame,
@@ -290,13 +308,37 @@ class ExternalLabeler:
             fingerprint=fingerprint(output.settings),
             settings_as_run=output.settings,
             attempts=attempts,
-            core_hours=seconds * resources.cores / 3600,
+            core_hours=core_hours(attempts),
             warnings=[
-                f"try {attempt.number} failed ({attempt.cause}): {attempt.message}"
-                for attempt in attempts
-                if attempt.cause
+                *output.warnings,
+                *(
+                    f"try {attempt.number} failed ({attempt.cause}): {attempt.message}"
+                    for attempt in attempts
+                    if attempt.cause
+                ),
             ],
         )
+
+    @contextmanager
+    def running(
+        self, frame: Frame, recipe: Any, *, key: str, directory: Path, resources: Resources
+    ) -> Iterator[Run]:
+        """Give what supervision runs, and remove afterwards what is of no use."""
+        del key
+        run = self.run_model(frame, recipe, directory=directory, resources=resources)
+        try:
+            yield run
+        finally:
+            for pattern in run.rubbish:
+                for path in directory.glob(pattern):
+                    path.unlink()
+
+    def refusal(
+        self, frame: Frame, recipe: Any, resources: Resources
+    ) -> tuple[str, str | None] | None:
+        """Return why this frame cannot be labelled here, and what may help; None if it can."""
+        lacking = self.data_problems(recipe, frame.numbers, resources)
+        return ("; ".join(lacking), None) if lacking else None
 
     def check_numerics(self, changes: dict[str, Any]) -> dict[str, Any]:
         """Return numerical settings, checked; InputError for physics and impossible values."""

@@ -13,18 +13,20 @@ MP2020 corrections; see :mod:`otf_workflows.labelers.vasp_recipe`.
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from otf_workflows.errors import InputError
-from otf_workflows.labelers.base import fingerprint
-from otf_workflows.labelers.outcome import FAILURE_FILE, failed
+from otf_workflows.labelers.external import ExternalLabeler
 from otf_workflows.labelers.vasp_recipe import VaspRecipe, check_numerics
-from otf_workflows.schemas import Frame, LabelResult
-from otf_workflows.types import FailureCause
+from otf_workflows.schemas import Frame
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from otf_workflows.labelers.base import Recipe, Resources
+    from otf_workflows.labelers.vasp_run import VaspRun
 
 POTCAR_HINT = (
     "unpack your licensed potentials and run: pmg config -p UNPACKED POTCARS && "
@@ -35,7 +37,7 @@ EXECUTABLES = ("vasp", "vasp_std", "vasp_gam", "vasp_ncl")
 """How the programs of VASP end, whatever a cluster puts before."""
 
 
-class VaspLabeler:
+class VaspLabeler(ExternalLabeler):
     """Computes labels with VASP.
 
     Parameters
@@ -49,68 +51,26 @@ class VaspLabeler:
     def __init__(self, *, potcar_spec: bool = False) -> None:
         self.potcar_spec = potcar_spec
 
-    def label(
-        self,
-        frame: Frame,
-        recipe: VaspRecipe,
-        *,
-        key: str,
-        directory: Path,
-        resources: Resources,
-        numerics: dict[str, Any] | None = None,
-    ) -> LabelResult:
-        """Compute one label in ``directory``; see :class:`otf_workflows.labelers.base.Labeler`.
-
-        Raises
-        ------
-        InputError
-            If ``numerics`` names something that is not a numerical setting.
-        LabelFailed
-            After all permitted retries, with the cause and every attempt.
-        """
-        from otf_workflows.labelers.supervised import supervise
+    @contextmanager
+    def running(
+        self, frame: Frame, recipe: VaspRecipe, *, key: str, directory: Path, resources: Resources
+    ) -> Iterator[VaspRun]:
+        """Give what supervision runs; after success, remove the potentials."""
         from otf_workflows.labelers.vasp_run import VaspRun
 
-        numerics = check_numerics(numerics or {})
-        directory = Path(directory).resolve()
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / FAILURE_FILE).unlink(missing_ok=True)
-        if missing := [*recipe.problems(frame), *self._missing_potcars(resources, frame, recipe)]:
-            raise failed(
-                "; ".join(missing),
-                cause=FailureCause.INPUT,
-                attempts=[],
-                directory=directory,
-                hint=POTCAR_HINT,
-            )
-        run = VaspRun(
+        del key
+        yield VaspRun(
             frame, recipe, directory=directory, resources=resources, potcar_spec=self.potcar_spec
         )
-        attempts = supervise(run, directory=directory, resources=resources, numerics=numerics)
-        output = run.result
-        if output is None:  # the ladder ends in a result or in an exception
-            raise RuntimeError("VASP was said to have succeeded without a result")
         # Megabytes, licensed, and the same for every label; its titles are in vasprun.xml.
         (directory / "POTCAR").unlink(missing_ok=True)
-        seconds = sum(attempt.seconds or 0.0 for attempt in attempts)
-        return LabelResult(
-            key=key,
-            frame=frame,
-            energy_eV=output.energy_eV,
-            forces_eV_A=output.forces_eV_A.tolist(),
-            stress_eV_A3=output.stress_eV_A3.tolist() if recipe.use_stress else None,
-            magmoms_muB=None if output.magmoms_muB is None else output.magmoms_muB.tolist(),
-            fingerprint=fingerprint(output.settings),
-            settings_as_run=output.settings,
-            attempts=attempts,
-            core_hours=seconds * resources.cores / 3600,
-            warnings=output.warnings
-            + [
-                f"try {attempt.number} failed ({attempt.cause}): {attempt.message}"
-                for attempt in attempts
-                if attempt.cause
-            ],
-        )
+
+    def refusal(
+        self, frame: Frame, recipe: VaspRecipe, resources: Resources
+    ) -> tuple[str, str | None] | None:
+        """Return why this frame cannot be labelled here, and what may help; None if it can."""
+        missing = [*recipe.problems(frame), *self._missing_potcars(resources, frame, recipe)]
+        return ("; ".join(missing), POTCAR_HINT) if missing else None
 
     def check_numerics(self, changes: dict[str, Any]) -> dict[str, Any]:
         """Return numerical settings, checked; InputError for physics and impossible values."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from otf_workflows.labelers.external import UnreadableOutput
 from otf_workflows.labelers.vasp_level import (
     hubbard_of,
     kpoint_rule,
@@ -76,10 +77,6 @@ DEFAULTS: dict[str, Any] = {
 
 ONLY_IF_ASKED = ("IVDW", "ENAUG", "LSOL")
 """Settings that VASP lists with values of its own, or not at all: only INCAR tells."""
-
-
-class UnreadableOutput(ValueError):  # noqa: N818
-    """The output of a run is missing, broken, or not that of the frame asked for."""
 
 
 @dataclass(frozen=True)

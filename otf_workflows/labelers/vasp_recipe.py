@@ -14,14 +14,14 @@ nothing but the shifts. See ``docs/explanation/level_of_theory.md`` for where th
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from otf_workflows.errors import InputError
+from otf_workflows.labelers import espresso_recipe
 from otf_workflows.labelers.base import Recipe
 from otf_workflows.labelers.vasp_level import (
     hubbard_of,
@@ -292,26 +292,8 @@ def check_numerics(changes: dict[str, Any]) -> dict[str, Any]:
     InputError
         If a setting is not on the list (physics, above all) or its value is impossible.
     """
-    changes = {name.upper(): value for name, value in changes.items()}
-    allowed = list(VaspNumerics.model_fields)
-    for name in changes:
-        if name not in allowed:
-            near = get_close_matches(name, allowed, n=1, cutoff=0.75)
-            raise InputError(
-                f"{name!r} is not a numerical setting that a retry may change",
-                where=f"--set {name}",
-                hint=f"physics belongs in the campaign's recipe; allowed: {', '.join(allowed)}"
-                if not near
-                else f"did you mean {near[0]!r}?",
-            )
-    try:
-        checked = VaspNumerics.model_validate(changes)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{first['loc'][0]}: {first['msg']}", where=f"--set {first['loc'][0]}"
-        ) from error
-    return {name: getattr(checked, name) for name in changes}
+    named = {name.upper(): value for name, value in changes.items()}
+    return espresso_recipe.check_numerics(named, model=VaspNumerics)
 
 
 @lru_cache(maxsize=64)

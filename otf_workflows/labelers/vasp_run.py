@@ -9,13 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from otf_workflows.labelers import vasp_failures as failures
+from otf_workflows.labelers.external import UnreadableOutput
 from otf_workflows.labelers.outcome import Diagnosis, numbers_problem
-from otf_workflows.labelers.vasp_files import (
-    UnreadableOutput,
-    VaspOutput,
-    read_output,
-    write_inputs,
-)
+from otf_workflows.labelers.vasp_files import VaspOutput, read_output, write_inputs
 from otf_workflows.labelers.vasp_recipe import VaspRecipe, check_numerics
 from otf_workflows.types import FailureCause
 

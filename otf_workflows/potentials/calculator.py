@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from ase.calculators.calculator import Calculator, all_changes
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from otf_workflows.potentials.base import Potential, Prediction
 
 
-class PotentialCalculator(Calculator):
-    """Energy, forces and stress of a :class:`~otf_workflows.potentials.base.Potential`.
+class PredictionCalculator(Calculator):
+    """Energy, forces and stress of predictions.
 
     Attributes
     ----------
@@ -24,10 +25,19 @@ class PotentialCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's)
 
-    def __init__(self, potential: Potential) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.potential = potential
         self.prediction: Prediction | None = None
+
+    @abstractmethod
+    def evaluate(self, atoms: Atoms) -> tuple[Prediction, float]:
+        """Return a prediction, and the energy that its forces belong to (eV).
+
+        Raises
+        ------
+        PotentialError
+            If the potential has no answer for this structure.
+        """
 
     def calculate(  # type: ignore[override]
         self,
@@ -35,19 +45,26 @@ class PotentialCalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Compute everything at once; ASE decides when.
-
-        Raises
-        ------
-        PotentialError
-            If the potential has no answer for this structure.
-        """
+        """Compute everything at once; ASE decides when. Raises what :meth:`evaluate` raises."""
         super().calculate(atoms, properties or ["energy"], system_changes)
-        prediction = self.potential.predict(atoms)
+        prediction, energy_eV = self.evaluate(atoms)
         results: dict[str, Any] = {
-            "energy": prediction.energy_eV,
-            "free_energy": prediction.energy_eV,
+            "energy": energy_eV,
+            "free_energy": energy_eV,
             "forces": prediction.forces_eV_A,
             "stress": full_3x3_to_voigt_6_stress(prediction.stress_eV_A3),
         }
         self.prediction, self.results = prediction, results
+
+
+class PotentialCalculator(PredictionCalculator):
+    """Energy, forces and stress of a :class:`~otf_workflows.potentials.base.Potential`."""
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def evaluate(self, atoms: Atoms) -> tuple[Prediction, float]:
+        """Return the prediction of the potential, and its energy (eV)."""
+        prediction = self.potential.predict(atoms)
+        return prediction, prediction.energy_eV

@@ -102,3 +102,12 @@ def staged(made: Job, stage: Stage, *, label_key: str | None = None) -> Job:
     if label_key is not None:
         made.metadata["label_key"] = label_key
     return made
+
+
+def cycle() -> tuple[Flow, Job]:
+    """Return a flow shaped like a cycle, two labels in it, and its last job."""
+    explore = staged(report(), Stage.EXPLORE)
+    chosen = staged(spawn(["a", "b"]), Stage.SELECT)
+    train = staged(report(chosen.output, explore.output), Stage.FINETUNE)
+    train.name = "train"
+    return Flow([explore, chosen, train]), train

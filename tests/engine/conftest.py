@@ -2,10 +2,12 @@
 
 import jobflow
 import pytest
+import yaml
 from jobflow import JobStore
 from maggma.stores import MemoryStore
 
 from otf_workflows.engine.worker import Worker
+from otf_workflows.settings import load_site
 from otf_workflows.types import Role
 
 
@@ -37,3 +39,16 @@ def drain(site, monkeypatch):
     yield run
     for worker in workers.values():
         worker.engine.close()
+
+
+@pytest.fixture
+def remote_site(site):
+    """The site, with jobflow-remote as its engine."""
+    pytest.importorskip(
+        "jobflow_remote",
+        reason="jobflow-remote is not installed: deploy/test_extra.sh remote does it",
+    )
+    document = yaml.safe_load(site.source.read_text())
+    document |= {"engine": "jobflow-remote", "remote": {"poll_s": 0.2}}
+    site.source.write_text(yaml.safe_dump(document))
+    return load_site()

@@ -7,11 +7,9 @@ import pytest
 from jobflow import Flow
 
 from otf_workflows.engine import FireWorksEngine, JobState
-from otf_workflows.errors import InputError, NotFoundError, PartialError
 from otf_workflows.testing.jobs import (
-    collect,
+    cycle,
     fail_label,
-    fail_once,
     report,
     report_with_blob,
     spawn,
@@ -20,19 +18,6 @@ from otf_workflows.testing.jobs import (
 from otf_workflows.types import Role, Stage
 
 KEY = {"campaign": "c", "cycle": 0, "kind": "cycle"}
-
-
-def states(engine, **query):
-    return {job.name: str(job.state) for job in engine.jobs(**(query or {"campaign": "c"}))}
-
-
-def cycle():
-    """A flow shaped like a cycle."""
-    explore = staged(report(), Stage.EXPLORE)
-    select = staged(spawn(["a", "b"]), Stage.SELECT)
-    train = staged(report(select.output, explore.output), Stage.FINETUNE)
-    train.name = "train"
-    return Flow([explore, select, train]), train
 
 
 def test_every_job_runs_on_a_worker_of_its_role_dynamic_ones_too(engine, drain):
@@ -73,77 +58,6 @@ def test_records_say_where_and_when(engine, drain):
     assert engine.jobs(campaign="other") == []
 
 
-def test_a_failed_label_tells_its_cause_and_attempts_and_stops_nobody(engine, drain):
-    bad = staged(fail_label("k"), Stage.LABEL, label_key="k")
-    good = staged(report(), Stage.LABEL, label_key="g")
-    gather = staged(collect([bad.output, good.output]), Stage.GATHER)
-    engine.submit(Flow([bad, good, gather]), **KEY)
-    drain()
-    failed = next(job for job in engine.jobs(campaign="c") if job.label_key == "k")
-    assert failed.state is JobState.FAILED
-    assert failed.failure["cause"] == "scf"
-    assert failed.failure["attempts"][0]["message"] == "no convergence in 80 steps"
-    assert failed.failure["directory"] == failed.directory
-    assert engine.output(gather.uuid) == 1
-
-
-def test_another_failure_tells_the_error_and_the_end_of_the_traceback(engine, drain, tmp_path):
-    engine.submit(Flow([staged(fail_once(str(tmp_path / "flag")), Stage.EXPLORE)]), **KEY)
-    drain(Role.MD)
-    (job,) = engine.jobs(campaign="c")
-    assert job.failure["message"] == f"RuntimeError: {tmp_path / 'flag'} is not there"
-    assert "in fail_once" in job.failure["traceback"]
-
-
-def test_a_failed_job_runs_again_and_what_waited_goes_on(engine, drain, tmp_path):
-    flag = tmp_path / "flag"
-    first = staged(fail_once(str(flag)), Stage.EXPLORE)
-    then = staged(report(first.output), Stage.SELECT)
-    engine.submit(Flow([first, then]), **KEY)
-    drain()
-    assert states(engine) == {"fail_once": "failed", "report": "waiting"}
-    flag.touch()
-    failed = next(job for job in engine.jobs(campaign="c") if job.state is JobState.FAILED)
-    engine.rerun([failed.engine_id])
-    assert drain() == 2
-    assert states(engine) == {"fail_once": "done", "report": "done"}
-
-
-def test_a_rerun_that_would_reset_what_followed_is_refused(engine, drain):
-    bad = staged(fail_label("k"), Stage.LABEL, label_key="k")
-    gather = staged(collect([bad.output]), Stage.GATHER)
-    engine.submit(Flow([bad, gather]), **KEY)
-    drain()
-    before = states(engine)
-    failed = next(job for job in engine.jobs(campaign="c") if job.label_key == "k")
-    with pytest.raises(PartialError, match="has gone on without it") as caught:
-        engine.rerun([failed.engine_id])
-    assert caught.value.exit_code == 6
-    assert states(engine) == before == {"fail_label": "failed", "collect": "done"}
-
-
-def test_rerun_of_a_good_or_unknown_job_changes_nothing(engine, drain):
-    engine.submit(Flow([staged(report(), Stage.EXPLORE)]), **KEY)
-    drain(Role.MD)
-    (job,) = engine.jobs(campaign="c")
-    with pytest.raises(PartialError, match="has not failed"):
-        engine.rerun([job.engine_id])
-    with pytest.raises(NotFoundError):
-        engine.rerun([999])
-    assert states(engine) == {"report": "done"}
-
-
-def test_pause_holds_everything_not_begun_and_resume_lets_it_go(engine, drain):
-    engine.submit(cycle()[0], **KEY)
-    engine.submit(Flow([staged(report(), Stage.EXPLORE)]), campaign="d", cycle=0, kind="cycle")
-    assert engine.pause("c") == 3
-    assert set(states(engine).values()) == {"paused"}
-    assert drain() == 1  # the other campaign's
-    assert engine.resume("c") == 3
-    assert states(engine) == {"report": "ready", "spawn": "ready", "train": "waiting"}
-    assert drain() == 6
-
-
 def test_jobs_made_by_a_running_one_during_a_pause_are_held_as_well(engine, drain, site):
     select = staged(spawn(["a", "b"]), Stage.SELECT)
     engine.submit(Flow([select]), **KEY)
@@ -168,17 +82,6 @@ def test_jobs_made_by_a_running_one_during_a_pause_are_held_as_well(engine, drai
     assert drain() == 3
 
 
-def test_cancel_gives_up_what_has_not_begun_and_new_work_is_free(engine, drain):
-    engine.submit(cycle()[0], **KEY)
-    assert engine.cancel("c") == 3
-    jobs = engine.jobs(campaign="c")
-    assert {job.state for job in jobs} == {JobState.FAILED}
-    assert "given up" in jobs[0].failure["message"]
-    assert drain() == 0
-    engine.submit(Flow([staged(report(), Stage.LABEL)]), campaign="c", cycle=0, kind="relabel")
-    assert drain() == 1
-
-
 def test_no_password_is_written_anywhere(engine, drain, site, database):
     bad = staged(fail_label("k"), Stage.LABEL)
     engine.submit(Flow([cycle()[0], bad, report_with_blob(3)]), **KEY)
@@ -200,12 +103,6 @@ def test_reading_jobs_uses_an_index_and_fetches_no_large_parts(engine, drain):
     assert "IXSCAN" in json.dumps(plan)
     plan = engine.launchpad.workflows.find({"metadata.campaign": "c"}).explain()
     assert "IXSCAN" in json.dumps(plan["queryPlanner"]["winningPlan"])
-
-
-def test_an_empty_flow_is_refused(engine):
-    with pytest.raises(InputError, match="no jobs"):
-        engine.submit(Flow([]), **KEY)
-    assert engine.find(**KEY) == []
 
 
 def test_output_of_a_job_that_has_not_run_is_none(engine):

@@ -5,15 +5,14 @@ import json
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 from pydantic import ValidationError
 
 from otf_workflows.campaign import Bias, Exploration
 from otf_workflows.errors import InputError
 from otf_workflows.exploration import explore
 from otf_workflows.exploration.bias import BiasedCalculator, UncertaintyBias
-from otf_workflows.exploration.dynamics import Dynamics
 from otf_workflows.potentials.base import Prediction
+from otf_workflows.potentials.calculator import PotentialCalculator
 from otf_workflows.schemas import Calibration, Frame, Origin
 from otf_workflows.testing.potential import ToyPotential
 from otf_workflows.types import StopReason
@@ -43,7 +42,7 @@ class DoubleWell:
         return np.array([[atoms.get_distance(0, 1)] for atoms in structures])
 
     def calculator(self):
-        return PlainCalculator(self)
+        return PotentialCalculator(self)
 
     @staticmethod
     def _along(atoms):
@@ -62,19 +61,6 @@ class DoubleWell:
         forces = -5.0 * across
         forces[:, 0] = [slope, -slope]
         return Prediction(energy + 2.5 * np.sum(across**2), forces, np.zeros((3, 3)), sigma)
-
-
-class PlainCalculator(Calculator):
-    implemented_properties = ("energy", "forces", "stress")
-
-    def __init__(self, potential):
-        super().__init__()
-        self.potential = potential
-
-    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
-        super().calculate(atoms, properties, system_changes)
-        prediction = self.potential.predict(atoms)
-        self.results = {"energy": prediction.energy_eV, "forces": prediction.forces_eV_A}
 
 
 def pair():
@@ -201,20 +187,10 @@ def test_uncertainty_and_frames_are_those_of_the_model_without_the_bias():
     assert set(segment.sigmas_eV_A) <= {0.0, 0.15}
 
 
-def test_interrupted_biased_walker_resumes_to_the_same_bits(tmp_path, monkeypatch):
+def test_interrupted_biased_walker_resumes_to_the_same_bits(tmp_path, killed_at):
     whole = walk(steps_per_cycle=430)
-    advance, calls = Dynamics.advance, []
-
-    def failing(self):
-        calls.append(1)
-        if len(calls) == 350:
-            raise RuntimeError
-        advance(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Dynamics, "advance", failing)
-        with pytest.raises(RuntimeError):
-            walk(steps_per_cycle=430, scratch=tmp_path)
+    with killed_at(350):
+        walk(steps_per_cycle=430, scratch=tmp_path)
     saved = json.loads((tmp_path / "state.json").read_text())
     assert (saved["n_steps_run"], saved["bias"]["width_eV"]) == (300, 0.15)
     resumed = walk(steps_per_cycle=430, scratch=tmp_path)

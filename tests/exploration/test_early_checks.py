@@ -4,12 +4,10 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-import pytest
 from ase.build import bulk
 
 from otf_workflows.campaign import Exploration, Ramp
 from otf_workflows.exploration import explore
-from otf_workflows.exploration.dynamics import Dynamics
 from otf_workflows.potentials.calculator import PotentialCalculator
 from otf_workflows.schemas import Calibration, Frame, Origin
 from otf_workflows.testing.potential import ToyPotential
@@ -106,21 +104,11 @@ def test_early_checks_change_no_step_of_the_trajectory():
     assert heated().blob["checkpoint"] == heated(early_checks=False).blob["checkpoint"]
 
 
-def test_interrupted_walker_with_early_checks_resumes_to_the_same_bits(tmp_path, monkeypatch):
+def test_interrupted_walker_with_early_checks_resumes_to_the_same_bits(tmp_path, killed_at):
     rules = {"ramp": HEATING, "tolerance_eV_A": 10.0, "steps_per_cycle": 125}
     whole = walk(**rules)
-    advance, calls = Dynamics.advance, []
-
-    def failing(self):
-        calls.append(1)
-        if len(calls) == 120:
-            raise RuntimeError
-        advance(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Dynamics, "advance", failing)
-        with pytest.raises(RuntimeError):
-            walk(scratch=tmp_path, **rules)
+    with killed_at(120):
+        walk(scratch=tmp_path, **rules)
     resumed = walk(scratch=tmp_path, **rules)
     assert resumed.n_extra > 0
     left, right = (s.model_dump(mode="json", exclude={"seconds"}) for s in (resumed, whole))

@@ -111,7 +111,7 @@ def test_rewinding_takes_the_ramp_back():
     assert again.targets_K[0] == 100
 
 
-def test_interrupted_ramp_with_a_free_shape_resumes_to_the_same_bits(tmp_path, monkeypatch):
+def test_interrupted_ramp_with_a_free_shape_resumes_to_the_same_bits(tmp_path, killed_at):
     rules = {
         "steps_per_cycle": 130,
         "pressure_GPa": 0.5,
@@ -136,18 +136,8 @@ def test_interrupted_ramp_with_a_free_shape_resumes_to_the_same_bits(tmp_path, m
         ).model_dump(mode="json", exclude={"seconds"})
 
     whole = run(tmp_path / "whole")
-    advance, calls = Dynamics.advance, []
-
-    def failing(self):
-        calls.append(1)
-        if len(calls) == 115:
-            raise RuntimeError
-        advance(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Dynamics, "advance", failing)
-        with pytest.raises(RuntimeError):
-            run(tmp_path / "killed")
+    with killed_at(115):
+        run(tmp_path / "killed")
     assert run(tmp_path / "killed") == whole
 
 

@@ -17,19 +17,6 @@ N_LABELS = 4
 
 
 @pytest.fixture
-def remote_site(site):
-    """The site, with jobflow-remote as its engine."""
-    pytest.importorskip(
-        "jobflow_remote",
-        reason="jobflow-remote is not installed: deploy/test_extra.sh remote does it",
-    )
-    document = yaml.safe_load(site.source.read_text())
-    document |= {"engine": "jobflow-remote", "remote": {"poll_s": 0.2}}
-    site.source.write_text(yaml.safe_dump(document))
-    return load_site()
-
-
-@pytest.fixture
 def engine(remote_site):
     made = open_engine(remote_site)
     yield made

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from otf_workflows.claims import Claims
 from otf_workflows.engine import JobState
 from otf_workflows.errors import LabelFailed
@@ -13,21 +11,6 @@ from otf_workflows.testing.remote import let_labels_go
 from otf_workflows.types import FailureCause, LabelState
 
 N_LABELS = 4
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """The keys that were really computed, in order."""
-    from otf_workflows.labelers.ase_calculator import AseLabeler
-
-    keys, original = [], AseLabeler.label
-
-    def label(self, frame, recipe, *, key, **rest):
-        keys.append(key)
-        return original(self, frame, recipe, key=key, **rest)
-
-    monkeypatch.setattr(AseLabeler, "label", label)
-    return keys
 
 
 def test_two_campaigns_that_ask_at_once_get_one_computation(begin, drain, engine, store, computed):
