@@ -109,6 +109,7 @@ def summary(campaign: Campaign) -> list[str]:
         (
             f"walkers     {campaign.n_walkers} at {kelvins} K, "
             f"{explore.steps_per_cycle} steps of {explore.timestep_fs:g} fs in each cycle"
+            + (f", {explore.walkers_per_job} in one job" if explore.walkers_per_job > 1 else "")
         ),
         *_starts(campaign),
         (

@@ -131,7 +131,8 @@ class CHGNetPotential:
             partner = _partner(_PARTNERS[self.name], str(self._device))
             partner_forces = [p.forces_eV_A for p in partner.predict_many(structures)]
         predictions: list[Prediction | None] = [None] * len(structures)
-        # a walker that reads σ has just asked for the forces of the same structure
+        # a walker that reads σ has just asked for the forces of the same structure, and so have
+        # walkers that go in step
         key = self._fingerprint(structures) if self.heads is not None else None
         if key is not None and self._latest is not None and self._latest[0] == key:
             return self._predictions(self._latest[1], partner_forces, with_heads=uncertainty)
@@ -140,7 +141,7 @@ class CHGNetPotential:
             evaluated = self._evaluate(graph)
             others = [partner_forces[i] for i in indices]
             batch = self._predictions(evaluated, others, with_heads=uncertainty)
-            if key is not None:
+            if key is not None and len(indices) == len(structures):
                 self._latest = key, evaluated
             for index, prediction in zip(indices, batch, strict=True):
                 predictions[index] = prediction
@@ -285,14 +286,15 @@ class CHGNetPotential:
     def _device(self) -> torch.device:
         return self.model.bond_embedding.weight.device
 
-    def _fingerprint(self, structures: Sequence[Atoms]) -> bytes | None:
-        """Return bytes that differ for all single structures that do, and for other weights."""
-        if len(structures) != 1:
-            return None
-        (atoms,) = structures
-        arrays = atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
-        rows = [np.ascontiguousarray(array).tobytes() for array in arrays]
-        return b"".join([*rows, repr(self._weights_now()).encode()])
+    def _fingerprint(self, structures: Sequence[Atoms]) -> bytes:
+        """Return bytes that differ for all structures that do, and for other weights."""
+        rows = [
+            np.ascontiguousarray(array).tobytes()
+            for atoms in structures
+            for array in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        ]
+        sizes = [len(atoms) for atoms in structures]
+        return b"".join([*rows, repr((sizes, self._weights_now())).encode()])
 
     def _weights_now(self) -> list[tuple[int, int]]:
         return [(p.data_ptr(), p._version) for p in self._parameters]  # noqa: SLF001
