@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otf_workflows import Store, run_locally
+from otf_workflows import Store, control, run_locally
 from otf_workflows.alignment import Alignment
 from otf_workflows.campaign import (
     Budget,
@@ -15,9 +15,13 @@ from otf_workflows.campaign import (
     SelectionRules,
 )
 from otf_workflows.dashboard.queries.trajectories import walker_trajectory
+from otf_workflows.engine.base import JobState
+from otf_workflows.reconcile import reconcile
 from otf_workflows.schemas import Frame, WalkerSegment
+from otf_workflows.testing.labelling import workers_here
 from otf_workflows.training.finetune import Finetuned
 from otf_workflows.trajectories import walker_frames
+from otf_workflows.types import Role, Stage
 
 pytestmark = pytest.mark.integration
 
@@ -90,3 +94,27 @@ def test_large_parts_of_a_shared_output_are_not_in_its_document(campaign, site, 
     assert stored.keys() == {"walker-0", "walker-1"}
     for name in ("blob", "candidates", "pool"):
         assert "blob_uuid" in stored[part][name]
+
+
+def test_on_fireworks_a_plain_rerun_of_a_shared_job_repeats_no_step(
+    campaign, site, database, engine, monkeypatch
+):
+    store = Store(database)
+    control.submit(campaign, store)
+    reconcile(store, engine, "shared")
+    with workers_here(site) as drain:
+        assert drain(Role.MD) == 3  # two for walkers, one for seeds
+        explorers = [j for j in engine.jobs(campaign="shared") if j.stage is Stage.EXPLORE]
+        assert [job.state for job in explorers] == [JobState.DONE] * 2
+        before = [engine.output(job.uuid) for job in explorers]
+
+        def refuse(*_args, **_kwargs):
+            raise AssertionError("walkers were run again")
+
+        monkeypatch.setattr("otf_workflows.exploration.explore_together", refuse)
+        for job in explorers:
+            engine.launchpad.rerun_fw(job.engine_id)
+        assert drain(Role.MD) == 2
+        assert [engine.output(job.uuid) for job in explorers] == before
+        drain(Role.CONTROL, most=1)
+    assert [w["walker"] for w in store.cycles("shared")[0].walkers] == [0, 1, 2]
