@@ -129,8 +129,8 @@ class Exploration(Section):
         1,
         ge=1,
         le=64,
-        description="So many walkers share a job and its forward passes: more steps per core in "
-        "small cells, but no longer side by side on several workers.",
+        description="So many walkers share a job and its forward passes. On a CPU that pays for "
+        "cells of up to about 16 atoms, when there are more walkers than md workers.",
     )
     supercell: tuple[int, int, int] = Field((1, 1, 1), description="Repeats of the structure.")
     cell_shapes: int = Field(
