@@ -1,5 +1,7 @@
 """Functions that ask a potential in step: who is answered with whom, and how errors travel."""
 
+import os
+import signal
 import threading
 
 import numpy as np
@@ -126,6 +128,22 @@ def test_an_error_of_one_function_ends_all_and_is_raised():
 
     with pytest.raises(OSError, match="disk is full"):
         in_step([other, broken], Diary())
+    assert ended == ["a"]
+
+
+def test_a_signal_ends_all_although_a_function_is_on_its_way():
+    ended = []
+
+    def interrupted(potential):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):
+                potential.predict(named("a"))
+        finally:
+            ended.append("a")
+
+    with pytest.raises(KeyboardInterrupt):
+        in_step([interrupted, asking("b", "f" * 1000)], Diary())
     assert ended == ["a"]
 
 
