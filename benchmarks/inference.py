@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py                       the whole table
     python benchmarks/inference.py --sizes 8 64 --json inference.json
+    python benchmarks/inference.py --jobs-only           8 walkers: a job each, or one job
 
 For each structure, in one process and one thread, the two take turns and the smallest processor
 time of each counts, so that other work on the machine disturbs both alike. "With σ" is a step of a
@@ -32,6 +33,7 @@ CELLS = {"Si": ("diamond", 5.431), "MgO": ("rocksalt", 4.212), "LiCl": ("rocksal
 REPEATS = {8: (1, 1, 1), 64: (2, 2, 2), 216: (3, 3, 3), 512: (4, 4, 4), 1000: (5, 5, 5)}
 CHECK_EVERY = 10
 N_WALKERS = 32
+N_IN_JOB = 8
 
 
 def structure(name: str, n_atoms: int, *, seed: int = 0) -> Atoms:
@@ -114,6 +116,40 @@ def time_walkers(name: str, *, repeats: int) -> dict[str, float]:
     )
 
 
+def time_jobs(name: str, *, n_steps: int) -> dict[str, float]:
+    """Return times (ms) of a step of one of 8 walkers of 8 atoms: in jobs of their own, in one job.
+
+    Everything that an explore job does counts, readings of the uncertainty at every tenth step
+    included; loading the model does not.
+    """
+    from otf_workflows.campaign import Exploration
+    from otf_workflows.exploration import Walker, explore, explore_together
+    from otf_workflows.schemas import Calibration, Frame, Origin
+
+    potential = _potential(name)
+    shared = {
+        "rules": Exploration(steps_per_cycle=n_steps, check_every=CHECK_EVERY),
+        "model_id": name,
+        "tolerance_eV_A": 1.0,
+        "calibration": Calibration(),
+        "n_pool": 4,
+        "origin": Origin(),
+    }
+    frame = Frame.from_atoms(structure(name, 8))
+    walkers = [Walker(frame, n, temperature_K=600.0, seed=n) for n in range(N_IN_JOB)]
+    functions = {
+        "job_each_ms": lambda: [explore(**vars(w), potential=potential, **shared) for w in walkers],
+        "one_job_ms": lambda: explore_together(walkers, potential, **shared),
+    }
+    potential.predict_many([frame.to_atoms()], uncertainty=True)
+    times = {}
+    for what, function in functions.items():
+        start = time.process_time()
+        n_run = sum(segment.n_steps_run for segment in function())
+        times[what] = 1e3 * (time.process_time() - start) / n_run
+    return times
+
+
 def memory_MB(which: str, name: str, n_atoms: int) -> float:
     """Return by how much the largest resident size of a fresh process grows in a step (MB)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -158,9 +194,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--no-walkers", action="store_true", help="leave out 32 small walkers")
+    parser.add_argument("--jobs-only", action="store_true", help="only 8 walkers in 8 jobs or one")
+    parser.add_argument("--steps", type=int, default=100, help="MD steps of these")
     parser.add_argument("--json", type=Path, help="write all figures here as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.jobs_only:
+        for name in options.names:
+            row = time_jobs(name, n_steps=options.steps)
+            print(
+                f"{N_IN_JOB} walkers of 8 atoms {name}, ms of processor time per step: "
+                f"{row['job_each_ms']:.1f} in jobs of their own, {row['one_job_ms']:.1f} in one job"
+            )
+        return
 
     print("ms of processor time per step; stock/… is how many times faster than chgnet's own")
     print("               stock   ours  with σ  stock/ours  stock/with σ  dF eV/Å   MB/atom stock")

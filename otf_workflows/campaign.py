@@ -125,6 +125,13 @@ class Exploration(Section):
     ramp: Ramp | None = Field(None, description="Let temperature or pressure change on the way.")
     bias: Bias | None = Field(None, description="Push some walkers to where the model is unsure.")
     walkers_per_temperature: int = Field(1, ge=1, le=1000, description="Walkers, seeds differ.")
+    walkers_per_job: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="So many walkers share a job and its forward passes. On a CPU that pays for "
+        "cells of up to about 16 atoms, when there are more walkers than md workers.",
+    )
     supercell: tuple[int, int, int] = Field((1, 1, 1), description="Repeats of the structure.")
     cell_shapes: int = Field(
         1,

@@ -60,6 +60,10 @@ class CycleEvidence:
         Whether the uncertainty of the model that drove it was calibrated.
     promoted
         Whether the cycle's challenger became the incumbent.
+    new_labels
+        Whether its data set has labels that the one before had not.
+    moved
+        Whether any walker made a step.
     """
 
     cycle: int
@@ -67,6 +71,8 @@ class CycleEvidence:
     fraction_above: float | None
     calibrated: bool
     promoted: bool
+    new_labels: bool = True
+    moved: bool = True
 
 
 def judge_challenger(
@@ -208,7 +214,8 @@ def decide(
     Converged: for ``convergence.cycles`` cycles in a row, the upper end of the 95 % interval of
     the incumbent's audit force RMSE and the share of MD checks above the tolerance are both
     acceptable. The share belongs to the model that drove the cycle, the error to the one that
-    came out of it. Convergence wins over an empty budget, and a budget over a stall.
+    came out of it. Convergence wins over an empty budget, and a budget over a stall: so many
+    cycles in a row as ``convergence.stall_cycles`` without a promotion, or without a new label.
 
     Parameters
     ----------
@@ -251,6 +258,11 @@ def decide(
     )
     if spent:
         return Decision.BUDGET_EXHAUSTED, [*sentences, *spent]
+    barren = _row([not record.new_labels for record in history])
+    if barren:
+        sentences = [*sentences, _barren(history[-1], barren)]
+        if barren >= convergence.stall_cycles and not row:
+            return Decision.STALLED, sentences
     unpromoted = _row([not record.promoted for record in history])
     if unpromoted >= convergence.stall_cycles and not row:
         reason = (
@@ -294,6 +306,21 @@ def _acceptable(
             f"driven by {driver}."
         )
     return accurate and trusted, [first, second]
+
+
+def _barren(record: CycleEvidence, n_cycles: int) -> str:
+    """Return that so many cycles in a row brought no label, and what to do."""
+    when = f"{n_cycles} cycles in a row" if n_cycles > 1 else "This cycle"
+    if not record.moved:
+        return (
+            f"{when} brought no new label: every walker was stopped where it started; its page and "
+            "the report say by what. Check the structure and exploration.min_distance_ratio."
+        )
+    return (
+        f"{when} brought no new label: what walkers met was there already, unphysical, or beyond "
+        "the budget, as the selection says. Other starts, higher temperatures or longer segments "
+        "(exploration.steps_per_cycle) bring other frames."
+    )
 
 
 def _row(flags: Sequence[bool]) -> int:

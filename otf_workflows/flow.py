@@ -2,6 +2,8 @@
 
     explore[w] × W ─► select ─►(label[i] × n)─► gather ─► finetune ─► assess
 
+One explore job may advance several walkers (``exploration.walkers_per_job``).
+
 :class:`CycleMaker` writes one cycle as one jobflow Flow; :class:`ProductionMaker` writes what
 comes after the last one. Which of them comes next is decided by :mod:`otf_workflows.reconcile`.
 """
@@ -16,7 +18,7 @@ from jobflow import Flow, Maker, OutputReference
 from otf_workflows.errors import InputError
 from otf_workflows.exploration.starts import shapes_of, starting_frames
 from otf_workflows.jobs.assess import assess
-from otf_workflows.jobs.explore import explore, seed
+from otf_workflows.jobs.explore import explore, explore_together, part_name, seed
 from otf_workflows.jobs.finetune import finetune
 from otf_workflows.jobs.gather import gather
 from otf_workflows.jobs.label import label as label_job
@@ -70,20 +72,22 @@ class CycleMaker(Maker):
         starts = starting_frames(campaign)
 
         walkers = [
-            self._walker(
-                walker,
-                starts[walker % len(starts)],
-                kelvins,
-                origin=origin,
-                weights=weights,
-                calibration=calibration,
-                checkpoint=output_of(previous, f"explore/{walker}", "blob", "checkpoint"),
-            )
+            {
+                "start": starts[walker % len(starts)],
+                "walker": walker,
+                "temperature_K": kelvins,
+                "seed": 1000 * campaign.seed + walker,
+                "checkpoint": output_of(previous, f"explore/{walker}", "blob", "checkpoint"),
+            }
             for walker, kelvins in enumerate(temperatures(campaign))
+        ]
+        explorers = [
+            self._explorer(flock, origin=origin, weights=weights, calibration=calibration)
+            for flock in _flocks(walkers, size=campaign.exploration.walkers_per_job)
         ]
         seeds = [self._seed(starts, origin)] if cycle == 0 and campaign.seeding.n_frames else []
         selected = select(
-            [walker.output for walker in walkers],
+            [segment for job in explorers for segment in segments_of(job)],
             [frames.output for frames in seeds],
             campaign=campaign,
             cycle=cycle,
@@ -106,39 +110,41 @@ class CycleMaker(Maker):
             weights_uuid=challenger.uuid,
         )
         return Flow(
-            [*walkers, *seeds, selected, batch, challenger, verdict],
+            [*explorers, *seeds, selected, batch, challenger, verdict],
             output=verdict.output,
             name=f"{campaign.name} cycle {cycle}",
         )
 
-    def _walker(
+    def _explorer(
         self,
-        walker: int,
-        start: Frame,
-        temperature_K: float,
+        flock: list[dict[str, Any]],
         *,
         origin: Origin,
         weights: OutputReference | None,
         calibration: Calibration,
-        checkpoint: OutputReference | None,
     ) -> Job:
+        """Return the job of one walker, or of several that share it."""
         campaign = self.campaign
-        job = explore(
-            start,
-            walker=walker,
-            temperature_K=temperature_K,
-            potential=campaign.potential,
-            weights=weights,
-            calibration=calibration,
+        shared = {
+            "potential": campaign.potential,
+            "weights": weights,
+            "calibration": calibration,
             # Each walker is given its own start; the structures of all others stay behind.
-            rules=campaign.exploration.model_copy(update={"starts": []}),
-            tolerance_eV_A=campaign.tolerance_eV_A,
-            seed=1000 * campaign.seed + walker,
-            n_pool=pool_size(campaign),
-            checkpoint=checkpoint,
-            origin=origin,
-        )
-        job.name = f"explore {walker} at {temperature_K:g} K"
+            "rules": campaign.exploration.model_copy(update={"starts": []}),
+            "tolerance_eV_A": campaign.tolerance_eV_A,
+            "n_pool": pool_size(campaign),
+            "origin": origin,
+        }
+        kelvins = " and ".join(f"{t:g}" for t in sorted({one["temperature_K"] for one in flock}))
+        indices = [one["walker"] for one in flock]
+        if campaign.exploration.walkers_per_job == 1:
+            own = {name: value for name, value in flock[0].items() if name != "start"}
+            job = explore(flock[0]["start"], **own, **shared)
+            job.name = f"explore {indices[0]} at {kelvins} K"
+        else:
+            job = explore_together(flock, **shared)
+            job.name = f"explore {indices[0]}-{indices[-1]} at {kelvins} K"
+            job.metadata["walkers"] = indices
         return job
 
     def _seed(self, starts: list[Frame], origin: Origin) -> Job:
@@ -244,6 +250,18 @@ def temperatures(campaign: Campaign) -> list[float]:
     return [t for t in rules.temperatures_K for _ in range(rules.walkers_per_temperature)]
 
 
+def _flocks(walkers: list[dict[str, Any]], *, size: int) -> list[list[dict[str, Any]]]:
+    """Return the walkers in groups of so many, the last one perhaps smaller."""
+    return [walkers[first : first + size] for first in range(0, len(walkers), size)]
+
+
+def segments_of(job: Job) -> list[OutputReference]:
+    """Return a reference to the segment of each walker of an explore job."""
+    if "walkers" not in job.metadata:
+        return [job.output]
+    return [job.output[part_name(walker)] for walker in job.metadata["walkers"]]
+
+
 def pool_size(campaign: Campaign) -> int:
     """Return how many random frames each walker offers, enough for audits and small batches."""
     rules = campaign.selection
@@ -259,21 +277,27 @@ def output_of(outputs: dict[str, str], name: str, *path: str) -> OutputReference
     """Return a reference into the output of an earlier job; None if there is no such job."""
     if name not in outputs:
         return None
-    reference: Any = OutputReference(outputs[name])
-    for key in path:
+    uuid, *part = outputs[name].split("/")
+    reference: Any = OutputReference(uuid)
+    for key in (*part, *path):
         reference = getattr(reference, key)
     return reference
 
 
 def outputs(flow: Flow) -> dict[str, str]:
-    """Return the uuid of every job of a flow, by a name that reconcile can look up."""
+    """Return where the output of every job of a flow is, by a name that reconcile can look up.
+
+    That is its uuid, or with several walkers in a job ``uuid/part`` for each.
+    """
     found: dict[str, str] = {}
     n_walkers = 0
     for job in flow.jobs:
         stage = job.metadata["stage"]
         if stage == "explore":
-            found[f"explore/{n_walkers}"] = job.uuid
-            n_walkers += 1
+            parts = [f"/{part_name(walker)}" for walker in job.metadata.get("walkers", [])]
+            for part in parts or [""]:
+                found[f"explore/{n_walkers}"] = f"{job.uuid}{part}"
+                n_walkers += 1
         else:
             found[stage] = job.uuid
     return found

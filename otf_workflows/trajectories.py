@@ -106,15 +106,15 @@ def production_frames(store: Store, campaign: str, *, part: str = "main") -> lis
     return frames
 
 
-def job_blob(store: Store, uuid: str, *, max_bytes: int | None = None) -> dict[str, Any]:
+def job_blob(store: Store, place: str, *, max_bytes: int | None = None) -> dict[str, Any]:
     """Return the large part of a job's output.
 
     Parameters
     ----------
     store
         Our collections; the job store lives in the same database.
-    uuid
-        jobflow id of the job.
+    place
+        jobflow id of the job; ``id/part`` for a part of its output.
     max_bytes
         Refuse to unpack more than this.
 
@@ -127,23 +127,27 @@ def job_blob(store: Store, uuid: str, *, max_bytes: int | None = None) -> dict[s
     """
     from gridfs import GridFS
 
-    output = store.database[OUTPUTS].find_one(
-        {"uuid": uuid}, {"output.blob": 1}, sort=[("index", -1)]
+    uuid, *part = place.split("/")
+    path = ["output", *part, "blob"]
+    found = store.database[OUTPUTS].find_one(
+        {"uuid": uuid}, {".".join(path): 1}, sort=[("index", -1)]
     )
-    reference = (output or {}).get("output", {}).get("blob") or {}
-    found = GridFS(store.database, BLOBS).find_one(
+    reference: Any = found or {}
+    for key in path:
+        reference = reference.get(key) or {}
+    file = GridFS(store.database, BLOBS).find_one(
         {"metadata.blob_uuid": reference.get("blob_uuid", "")}
     )
-    if found is None:
+    if file is None:
         raise NotFoundError("the output of this run is not in the job store", where=f"job {uuid}")
-    if max_bytes is not None and found.length > max_bytes:
+    if max_bytes is not None and file.length > max_bytes:
         raise InputError(
-            f"the output of this run ({found.length / 1e6:.0f} MB) is too large to unpack here",
+            f"the output of this run ({file.length / 1e6:.0f} MB) is too large to unpack here",
             where=f"job {uuid}",
             hint="otf trajectory writes trajectories of any size to a file",
         )
-    content = found.read()
-    if (found.metadata or {}).get("compression") == "zlib":
+    content = file.read()
+    if (file.metadata or {}).get("compression") == "zlib":
         content = zlib.decompress(content)
     return json.loads(content)["data"]
 

@@ -141,7 +141,7 @@ RULES = {
 }
 
 
-def record(cycle, *, high=0.2, above=0.5, promoted=True, n_frames=8, calibrated=True):
+def record(cycle, *, high=0.2, above=0.5, promoted=True, n_frames=8, calibrated=True, **others):
     errors = stats(high / 1.2, high=high, n_frames=n_frames)
     return CycleEvidence(
         cycle=cycle,
@@ -149,9 +149,11 @@ def record(cycle, *, high=0.2, above=0.5, promoted=True, n_frames=8, calibrated=
         fraction_above=above,
         calibrated=calibrated,
         promoted=promoted,
+        **others,
     )
 
 
+BARREN = {"new_labels": False}
 GOOD = {"high": 0.08, "above": 0.02}
 
 
@@ -176,6 +178,11 @@ GOOD = {"high": 0.08, "above": 0.02}
         ([{}] * 10, Decision.BUDGET_EXHAUSTED),
         ([{}] * 8 + [GOOD, GOOD], Decision.CONVERGED),
         ([{"promoted": False}] * 10, Decision.BUDGET_EXHAUSTED),
+        ([{}, BARREN, BARREN], Decision.CONTINUE),
+        ([{}, BARREN, BARREN, BARREN], Decision.STALLED),
+        ([BARREN, BARREN, {}, BARREN], Decision.CONTINUE),
+        ([{}] * 7 + [BARREN] * 3, Decision.BUDGET_EXHAUSTED),
+        ([BARREN, BARREN, GOOD | BARREN], Decision.CONTINUE),
     ],
 )
 def test_what_follows_a_cycle(records, expected):
@@ -211,3 +218,20 @@ def test_an_interval_from_too_few_audit_labels_is_not_believed():
     decision, sentences = decide([record(0, **GOOD, n_frames=3)] * 2, **RULES)
     assert decision is Decision.CONTINUE
     assert "too few" in sentences[0]
+
+
+def test_a_cycle_without_a_new_label_is_told_with_what_to_do():
+    sentences = decide([record(0), record(1, **BARREN)], **RULES)[1]
+    told = next(s for s in sentences if "no new label" in s)
+    assert told.startswith("This cycle brought")
+    assert "exploration.steps_per_cycle" in told
+    assert "no new label" not in " ".join(decide([record(0)], **RULES)[1])
+
+
+def test_walkers_stopped_at_their_start_are_told_apart():
+    decision, sentences = decide(
+        [record(0), *(record(n, **BARREN, moved=False, above=None) for n in (1, 2, 3))], **RULES
+    )
+    assert decision is Decision.STALLED
+    assert sentences[-1].startswith("3 cycles in a row brought no new label: every walker was")
+    assert "min_distance_ratio" in sentences[-1]

@@ -130,6 +130,48 @@ def test_outputs_name_every_job_that_a_later_cycle_needs(campaign, tuned):
     assert names["finetune"] == next(j.uuid for j in flow.jobs if j.metadata["stage"] == "finetune")
 
 
+@pytest.fixture
+def sharing(campaign):
+    rules = campaign.exploration.model_copy(update={"walkers_per_job": 3})
+    return campaign.model_copy(update={"exploration": rules})
+
+
+def test_walkers_may_share_a_job_and_every_segment_is_selected_from(sharing, tuned):
+    flow = CycleMaker(sharing).make(1, tuned, Calibration(), {})
+    assert stages(flow) == ["explore"] * 2 + ["select", "gather", "finetune", "assess"]
+    first, second, select = flow.jobs[:3]
+    assert [one["walker"] for one in first.function_args[0]] == [0, 1, 2]
+    assert [one["temperature_K"] for one in first.function_args[0]] == [300, 300, 600]
+    assert [one["walker"] for one in second.function_args[0]] == [3]
+    assert first.name == "explore 0-2 at 300 and 600 K"
+    assert select.function_args[0] == [
+        *(first.output[f"walker-{n}"] for n in range(3)),
+        second.output["walker-3"],
+    ]
+
+
+def test_walkers_that_share_a_job_are_found_again_one_by_one(sharing, campaign, tuned):
+    flow = CycleMaker(sharing).make(1, tuned, Calibration(), {})
+    first, second = flow.jobs[:2]
+    places = outputs(flow)
+    assert [places[f"explore/{n}"] for n in range(4)] == [
+        *(f"{first.uuid}/walker-{n}" for n in range(3)),
+        f"{second.uuid}/walker-3",
+    ]
+    # Whoever shared a job before may have one of its own now.
+    later = CycleMaker(campaign).make(2, tuned, Calibration(), places)
+    segment = getattr(OutputReference(first.uuid), "walker-2")
+    assert later.jobs[2].function_kwargs["checkpoint"] == segment.blob.checkpoint
+
+
+def test_seeds_and_starts_do_not_depend_on_who_shares_a_job(sharing, campaign, tuned):
+    alone = CycleMaker(campaign).make(1, tuned, Calibration(), {}).jobs[:4]
+    together = CycleMaker(sharing).make(1, tuned, Calibration(), {}).jobs[:2]
+    own = [one for job in together for one in job.function_args[0]]
+    assert [one["seed"] for one in own] == [job.function_kwargs["seed"] for job in alone]
+    assert [one["start"] for one in own] == [job.function_args[0] for job in alone]
+
+
 def test_production_runs_then_audits_then_compares_all_models(campaign, pretrained, tuned):
     flow = ProductionMaker(campaign).make(4, tuned, Calibration(), [pretrained, tuned])
     assert stages(flow) == ["produce", "audit", "gather", "evaluate", "conclude"]

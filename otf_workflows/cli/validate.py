@@ -12,6 +12,9 @@ from otf_workflows.cli.session import session
 if TYPE_CHECKING:
     from otf_workflows.campaign import Campaign
 
+SMALL_CELL = 16
+"""Atoms of a cell above which walkers that share a forward pass on a CPU gain nothing by it."""
+
 
 def validate(
     ctx: typer.Context,
@@ -109,6 +112,7 @@ def summary(campaign: Campaign) -> list[str]:
         (
             f"walkers     {campaign.n_walkers} at {kelvins} K, "
             f"{explore.steps_per_cycle} steps of {explore.timestep_fs:g} fs in each cycle"
+            + (f", {explore.walkers_per_job} in one job" if explore.walkers_per_job > 1 else "")
         ),
         *_starts(campaign),
         (
@@ -147,7 +151,8 @@ def _gaps(campaign: Campaign) -> list[str]:
     from otf_workflows.exploration.starts import shapes_of
 
     rules, production = campaign.exploration, campaign.production
-    n_shapes = len(shapes_of(campaign))
+    shapes = shapes_of(campaign)
+    n_shapes = len(shapes)
     n_starts = n_shapes + len(rules.starts)
     found = []
     if n_shapes < rules.cell_shapes:
@@ -158,6 +163,11 @@ def _gaps(campaign: Campaign) -> list[str]:
         found.append(
             f"{n_starts} starts and {campaign.n_walkers} walkers: the last "
             f"{n_starts - campaign.n_walkers} have none; raise exploration.walkers_per_temperature"
+        )
+    if rules.walkers_per_job > 1 and shapes[0].n_atoms > SMALL_CELL:
+        found.append(
+            f"exploration.walkers_per_job is {rules.walkers_per_job}, which on a CPU gains nothing "
+            f"in cells of more than about {SMALL_CELL} atoms; these have {shapes[0].n_atoms}"
         )
     larger = production is not None and prod(production.supercell) > prod(rules.supercell)
     if larger and n_shapes == 1:

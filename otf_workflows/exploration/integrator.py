@@ -74,6 +74,9 @@ class Integrator(LangevinBAOAB):
                 "P_tau": BAROSTAT_RATIO * relaxation,
                 "P_mass_factor": 1.0 if whole else SHAPE_MASS,
             }
+        # Asked for in advance: other walkers may move before the answer comes, and the filters of
+        # warnings belong to all.
+        atoms.get_forces()
         with warnings.catch_warnings():
             # It announces its choice of barostat mass and that constraints were not tested;
             # our tests check temperature, momentum, pressure and strain with FixCom.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 SAVE_EVERY = 100
 """MD steps between saves. At each, saved or not, the dynamics starts anew from its checkpoint, so
 that a resumed run and an uninterrupted one are the same to the last bit."""
+
+STATE = "state.json"
+"""The newest saved state, in the folder of a run."""
+
+STATE_BEFORE = "state.before.json"
+"""The one before it: runs that go on together need one that all have."""
 
 NOVELTY_RISE = 1.1
 """Novelty beyond so many times the highest that was checked so far calls for a check at once. As
@@ -319,18 +326,20 @@ class MdLoop:
 
 def write_state(folder: Path, state: LoopState) -> None:
     """Write a state so that a kill at any moment leaves the old one or the new one."""
-    draft = folder / "state.json.new"
+    state_file, draft = folder / STATE, folder / f"{STATE}.new"
     with draft.open("w", encoding="utf-8") as file:
         # json writes the shortest text that reads back as the same float.
         json.dump(state.model_dump(mode="json"), file)
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(folder / "state.json")
+    if state_file.exists():
+        shutil.copyfile(state_file, folder / STATE_BEFORE)
+    draft.replace(state_file)
 
 
 def read_state(folder: Path, inputs_digest: str, n_atoms: int) -> LoopState | None:
     """Return the saved state of this very run, or None if there is none to go on from."""
-    path = folder / "state.json"
+    path = folder / STATE
     records = folder / "records.bin"
     if not path.exists():
         return None

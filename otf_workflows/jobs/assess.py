@@ -11,6 +11,8 @@ from otf_workflows.schemas import ModelDocument, Verdict, now
 from otf_workflows.types import CycleState, Decision, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from otf_workflows.campaign import Campaign
     from otf_workflows.schemas import Calibration, CycleDocument, TrainingResult
     from otf_workflows.store import Store
@@ -56,17 +58,7 @@ def assess(
             promoted=False,
             incumbent_id=incumbent_id,
             decision=Decision.STALLED,
-            sentences=[
-                (
-                    f"{len(missing)} labels are missing, too many to train on the rest (quorum "
-                    f"{campaign.quorum.fraction:.0%})."
-                ),
-                (
-                    f"See `otf labels list --campaign {campaign.name} --state failed`, then "
-                    f"`otf labels rerun --campaign {campaign.name}`, then `otf resume "
-                    f"{campaign.name}`."
-                ),
-            ],
+            sentences=_untrained(missing, campaign),
         )
         _close(store, campaign, cycle, verdict, calibration)
         return verdict
@@ -106,6 +98,29 @@ def assess(
     )
     _close(store, campaign, cycle, verdict, in_use)
     return verdict
+
+
+def _untrained(missing: list[str], campaign: Campaign) -> list[str]:
+    """Return why there was nothing to train on, and what to do."""
+    if not missing:
+        why = (
+            "There is no label to train on, and none was asked for: what walkers met was "
+            "unphysical or beyond the budget, as the selection says."
+        )
+        help_ = (
+            "Check the structure and exploration.min_distance_ratio, or let seeding.n_frames begin "
+            "with rattled copies; then submit it under another name."
+        )
+    else:
+        why = (
+            f"{len(missing)} labels are missing, too many to train on the rest (quorum "
+            f"{campaign.quorum.fraction:.0%})."
+        )
+        help_ = (
+            f"See `otf labels list --campaign {campaign.name} --state failed`, then "
+            f"`otf labels rerun --campaign {campaign.name}`, then `otf resume {campaign.name}`."
+        )
+    return [why, help_]
 
 
 def _in_use(
@@ -193,8 +208,10 @@ def _decide(
     from otf_workflows.convergence import CycleEvidence, decide
 
     _, core_hours = store.label_costs(campaign.name)
+    datasets = {model.cycle: model.dataset_hash for model in store.models(campaign.name)}
     evidence = [
         _evidence(document, promoted=promoted if document.cycle == cycle else None)
+        | {"new_labels": _has_new_labels(datasets, document.cycle)}
         for document in store.cycles(campaign.name)
         if document.cycle <= cycle
     ]
@@ -210,6 +227,12 @@ def _decide(
     )
 
 
+def _has_new_labels(datasets: Mapping[int | None, str | None], cycle: int) -> bool:
+    """Return whether a cycle trained on another data set than the last training before it."""
+    earlier = [n for n in datasets if n is not None and n < cycle]
+    return not earlier or datasets.get(cycle) != datasets[max(earlier)]
+
+
 def _evidence(document: CycleDocument, *, promoted: bool | None) -> dict[str, Any]:
     """Return what one cycle says about the quality of the model that it ended with."""
     if promoted is None:
@@ -223,6 +246,7 @@ def _evidence(document: CycleDocument, *, promoted: bool | None) -> dict[str, An
         "fraction_above": n_above / n_checked if n_checked else None,
         "calibrated": document.calibration.n > 0,
         "promoted": promoted,
+        "moved": any(walker["n_steps_run"] for walker in document.walkers),
     }
 
 

@@ -98,14 +98,15 @@ class CHGNetPotential(HeadedPotential):
     def _device(self) -> torch.device:
         return self.model.bond_embedding.weight.device
 
-    def _fingerprint(self, structures: Sequence[Atoms]) -> bytes | None:
-        """Return bytes that differ for all single structures that do, and for other weights."""
-        if len(structures) != 1:
-            return None
-        (atoms,) = structures
-        arrays = atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
-        rows = [np.ascontiguousarray(array).tobytes() for array in arrays]
-        return b"".join([*rows, repr(self._weights_now()).encode()])
+    def _fingerprint(self, structures: Sequence[Atoms]) -> bytes:
+        """Return bytes that differ for all structures that do, and for other weights."""
+        rows = [
+            np.ascontiguousarray(array).tobytes()
+            for atoms in structures
+            for array in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        ]
+        sizes = [len(atoms) for atoms in structures]
+        return b"".join([*rows, repr((sizes, self._weights_now())).encode()])
 
     def _weights_now(self) -> list[tuple[int, int]]:
         return [(p.data_ptr(), p._version) for p in self._parameters]  # noqa: SLF001
@@ -153,10 +154,12 @@ class CHGNetPotential(HeadedPotential):
     def _passes(
         self, structures: Sequence[Atoms], *, with_heads: bool
     ) -> Iterator[tuple[list[int], Evaluated]]:
-        # a walker that reads σ has just asked for the forces of the same structure
+        # a walker that reads σ has just asked for the forces of the same structure, and so have
+        # walkers that go in step
         key = self._fingerprint(structures) if self.heads is not None else None
         if key is not None and self._latest is not None and self._latest[0] == key:
-            yield [0], self._with_sigma(self._latest[1]) if with_heads else self._latest[1]
+            known = self._latest[1]
+            yield list(range(len(structures))), self._with_sigma(known) if with_heads else known
             return
         self._latest = None  # before more memory is needed
         for indices, graph in self._batches(structures):
@@ -165,7 +168,7 @@ class CHGNetPotential(HeadedPotential):
                 (slope,) = output.slopes(self._last_weights()[None])
             evaluated = Evaluated(graph, output, slope)
             yield indices, self._with_sigma(evaluated) if with_heads else evaluated
-            if key is not None:
+            if key is not None and len(indices) == len(structures):
                 self._latest = key, evaluated
 
     def _with_sigma(self, evaluated: Evaluated) -> Evaluated:

@@ -48,7 +48,9 @@ class CycleDocument(Document):
     )
     engine_ids: list[int | str] = Field(default_factory=list, description="Workflow ids.")
     outputs: dict[str, str] = Field(
-        default_factory=dict, description="Name of a job → uuid of its jobflow output."
+        default_factory=dict,
+        description="Name of a job → uuid of its jobflow output, '/' and the part of it if several "
+        "share it.",
     )
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     walkers: list[dict[str, Any]] = Field(

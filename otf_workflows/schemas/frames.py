@@ -124,4 +124,6 @@ class WalkerSegment(Document):
     blob: dict[str, Any] = Field(
         default_factory=dict, description="'checkpoint': Checkpoint; 'trajectory': encoded text."
     )
-    seconds: float = Field(description="Wall time (s).")
+    seconds: float = Field(
+        description="Wall time (s); of a job with several walkers, its share by steps."
+    )

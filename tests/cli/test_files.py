@@ -146,6 +146,17 @@ def test_validate_says_what_a_campaign_asks_for(otf):
     assert "7 cycles" in done.out
 
 
+def test_validate_says_where_sharing_a_job_gains_nothing(otf):
+    def told(*settings):
+        given = [word for setting in settings for word in ("--set", setting)]
+        return otf("validate", FLOWS / "si_teacher" / "campaign.yaml", *given).out
+
+    shared = "exploration.walkers_per_job=4"
+    assert "4 in one job" in told(shared)
+    assert "gains nothing" not in told(shared)
+    assert "gains nothing" in told(shared, "exploration.supercell=[2,2,1]")
+
+
 def test_validate_as_json_is_the_resolved_campaign(otf):
     found = otf("validate", FLOWS / "si_teacher" / "campaign.yaml", "--name", "x", "--json").json()
     assert found["schema"] == "otf.campaign/1"

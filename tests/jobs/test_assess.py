@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from otf_workflows.jobs.assess import _in_use
-from otf_workflows.schemas import Calibration, TrainingResult
+from otf_workflows.campaign import Campaign
+from otf_workflows.jobs.assess import _evidence, _has_new_labels, _in_use, _untrained
+from otf_workflows.schemas import Calibration, CycleDocument, Frame, TrainingResult
+from otf_workflows.types import CycleState
 
 
 def trained(*, errors_eV_A, sigmas_eV_A, calibration):
@@ -68,3 +70,42 @@ def test_without_fresh_labels_nothing_is_claimed():
     kept, [said] = _in_use(training, before=PROMISED, promoted=False)
     assert kept == PROMISED
     assert "not checked" in said
+
+
+@pytest.mark.parametrize(
+    ("datasets", "cycle", "expected"),
+    [
+        ({0: "a"}, 0, True),
+        ({0: "a", 1: "b"}, 1, True),
+        ({0: "a", 1: "a"}, 1, False),
+        ({0: "a", 1: "a", 2: "b"}, 1, False),
+        ({0: "a", 2: "a"}, 2, False),
+        ({0: "a"}, 1, True),  # nothing was trained: that has a verdict of its own
+    ],
+)
+def test_a_cycle_that_trained_on_the_data_set_before_brought_no_new_label(
+    datasets, cycle, expected
+):
+    assert _has_new_labels(datasets, cycle) is expected
+
+
+def test_walkers_that_made_no_step_are_noticed():
+    def cycle(*steps):
+        walkers = [{"n_checked": 0, "n_above": 0, "n_steps_run": n} for n in steps]
+        return CycleDocument(
+            campaign="c", cycle=1, state=CycleState.RUNNING, incumbent_id="m", walkers=walkers
+        )
+
+    assert _evidence(cycle(0, 30), promoted=False)["moved"]
+    assert not _evidence(cycle(0, 0), promoted=False)["moved"]
+
+
+def test_missing_labels_and_none_asked_for_are_told_apart():
+    campaign = Campaign(
+        name="c",
+        structure=Frame(numbers=[3], cell_A=np.eye(3).tolist(), positions_A=[[0.0] * 3]),
+        labels={"code": "ase", "calculator": "lj"},
+    )
+    assert "2 labels are missing" in _untrained(["a", "b"], campaign)[0]
+    assert "otf labels rerun --campaign c" in _untrained(["a"], campaign)[1]
+    assert "none was asked for" in _untrained([], campaign)[0]

@@ -142,6 +142,22 @@ def test_sigma_after_forces_needs_no_second_forward_pass_and_changes_no_bit(monk
     assert (at_once.forces_eV_A == forces).all()
 
 
+def test_sigma_after_forces_of_several_structures_needs_no_second_forward_pass(monkeypatch, fitted):
+    several = [LICL, MGO, rattled(LICL, seed=9)]
+    fresh = load_potential(fitted.name, fitted.dump())
+    at_once = fresh.predict_many(several, uncertainty=True)
+    fitted.predict_many(several)
+    real = fused.Forward
+    passes = []
+    monkeypatch.setattr(fused, "Forward", lambda *given: passes.append(1) or real(*given))
+    later = fitted.predict_many(several, uncertainty=True)
+    assert passes == []
+    for one, other in zip(later, at_once, strict=True):
+        assert (one.sigma_eV_A == other.sigma_eV_A).all()
+    fitted.predict_many(several[::-1], uncertainty=True)
+    assert passes == [1]
+
+
 def test_nothing_is_reused_for_another_structure_or_other_weights(fitted):
     potential = load_potential(fitted.name, fitted.dump())
     before = potential.predict(LICL)

@@ -158,7 +158,7 @@ def read_trajectory(store: Store, uuid: str, *, key: str, timestep_fs: float) ->
     store
         Our collections; the job store lives in the same database.
     uuid
-        jobflow id of the job.
+        jobflow id of the job; ``id/part`` for a part of its output.
     key
         Name of the trajectory in the job's ``blob``.
     timestep_fs
