@@ -6,7 +6,7 @@
 
 For each structure, in one process and one thread, the two take turns and the smallest processor
 time of each counts, so that other work on the machine disturbs both alike. "With σ" is a step of a
-walker with default settings: 8 heads fitted to rattled structures, read at every tenth step.
+walker with default settings: heads fitted to rattled structures, read at every tenth step.
 Memory is the growth of the largest resident size in a fresh process, one step of one calculator.
 """
 

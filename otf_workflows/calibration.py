@@ -133,6 +133,7 @@ def calibrate(
         return found.model_copy(
             update={
                 "n_atoms": n_atoms if found.n else None,
+                "usual_sigma_eV_A": float(np.median(sigmas)) if found.n else None,
                 "multiples": _multiples(_scores(errors, sigmas, resolution_eV_A), found.factor),
             }
         )
@@ -146,6 +147,7 @@ def calibrate(
         nominal=nominal,
         n=len(errors),
         n_atoms=n_atoms,
+        usual_sigma_eV_A=float(np.median(sigmas)),
         multiples=_multiples(scores, factor),
     )
 

@@ -195,6 +195,16 @@ def test_sigma_beyond_the_calibrated_ones_still_grows(pairs, times):
     assert far >= times / 2 * calibration.calibrated(sigmas.max()) * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("floor_eV_A", [0.0, 0.3])
+def test_the_usual_uncertainty_is_that_of_the_median_label_and_follows_drift(floor_eV_A):
+    sigmas = np.linspace(0.01, 0.2, 21)
+    calibration = cal.calibrate(np.hypot(3 * sigmas, floor_eV_A), sigmas)
+    assert calibration.usual_eV_A == pytest.approx(calibration.calibrated(sigmas[10]))
+    stretched = calibration.model_copy(update={"factor": 2 * calibration.factor})
+    assert stretched.usual_eV_A > calibration.usual_eV_A
+    assert Calibration().usual_eV_A == 0
+
+
 def test_three_labels_have_no_floor():
     assert cal.calibrate([0.1, 0.11, 0.1], [0.001, 0.01, 0.1]).floor_eV_A == 0.0
 

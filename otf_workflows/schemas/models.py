@@ -42,10 +42,19 @@ class Calibration(Document):
     n_atoms: int | None = Field(
         None, description="Size of the cells it was measured in; none for the worst atom of any."
     )
+    usual_sigma_eV_A: float | None = Field(
+        None, description="Raw σ of the median label it was measured on (eV/Å); none if unknown."
+    )
     multiples: dict[str, float] = Field(
         default_factory=dict,
         description="Share (%) → multiple of the calibrated σ that covered it in these labels.",
     )
+
+    @property
+    def usual_eV_A(self) -> float:
+        """Honest uncertainty (eV/Å) of the median label it was measured on; 0 if unknown."""
+        usual = self.usual_sigma_eV_A
+        return 0.0 if usual is None else self.calibrated(usual)
 
     def calibrated(self, sigma_eV_A: ArrayLike) -> Any:
         """Return the honest uncertainty (eV/Å) of a raw one, a number or an array."""

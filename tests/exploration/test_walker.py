@@ -121,6 +121,18 @@ def test_walker_stops_beyond_twice_the_tolerance_and_rewinds_to_the_last_trusted
     assert [a.info["step"] for a in decode_trajectory(segment.blob["trajectory"])] == [0, 10]
 
 
+def test_walker_of_a_model_that_is_usually_worse_than_the_tolerance_stops_at_the_unusual():
+    usual = Calibration(factor=2.0, n=9, usual_sigma_eV_A=0.15)
+    frames = walk(Scripted(sigmas=(0.29,)), calibration=usual)
+    assert frames.stop_reason == StopReason.COMPLETED
+    assert len(frames.candidates) == frames.n_above == 7
+    assert frames.n_steps == 0  # nothing was trusted
+    segment = walk(Scripted(sigmas=(0.1, 0.1, 0.1, 0.1, 0.1, 0.31)), calibration=usual)
+    assert segment.stop_reason == StopReason.UNCERTAIN
+    assert segment.n_steps_run == 50
+    assert "2 times what is usual of the model, 0.3 eV/Å" in segment.stop_message
+
+
 def test_walker_that_is_lost_from_the_start_collects_a_few_frames_before_it_stops():
     segment = walk(Scripted(sigmas=(0.5,)))
     assert segment.stop_reason == StopReason.UNCERTAIN
