@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from otf_workflows.errors import ConfigurationError
 from otf_workflows.labelers.base import Resources
-from otf_workflows.types import EngineKind, Packing, QueueKind, Role
+from otf_workflows.types import Device, EngineKind, Packing, QueueKind, Role
 
 APP_NAME = "otf-workflows"
 SITE_FILE_VARIABLE = "OTF_SITE_FILE"
@@ -178,6 +178,11 @@ class Site(Section):
     queues: dict[Role, Queue] = Field(
         default_factory=dict,
         description="Batch queue per role; roles not named here are local workers.",
+    )
+    device: Device = Field(
+        Device.AUTO,
+        description="Where potentials run: 'auto' is a GPU on machines where PyTorch sees one, "
+        "else the CPU. 'cuda' fails where there is none.",
     )
     engine: EngineKind = Field(
         EngineKind.FIREWORKS,

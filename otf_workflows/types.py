@@ -126,6 +126,14 @@ class Decision(StrEnum):
     STALLED = "stalled"
 
 
+class Device(StrEnum):
+    """Where a potential runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class EngineKind(StrEnum):
     """What runs the jobs."""
 

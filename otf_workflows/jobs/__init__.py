@@ -74,10 +74,21 @@ def earlier_output() -> Any | None:
 
 
 def load_model(potential: str, weights: str | None) -> Potential:
-    """Return a potential from its registry name and its base64 blob (None: as shipped)."""
-    from otf_workflows.potentials import load_potential
+    """Return a potential from its registry name and its base64 blob (None: as shipped).
 
-    return load_potential(potential, base64.b64decode(weights) if weights else None)
+    It is where the site file wants it: on the GPU of this machine, or on its CPU.
+
+    Raises
+    ------
+    ConfigurationError
+        If a GPU is wanted, and PyTorch sees none.
+    """
+    from otf_workflows.potentials import load_potential
+    from otf_workflows.potentials.device import choose_device
+    from otf_workflows.settings import load_site
+
+    blob = base64.b64decode(weights) if weights else None
+    return load_potential(potential, blob, device=choose_device(load_site().device))
 
 
 def scratch_folder() -> Path:
