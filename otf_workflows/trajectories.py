@@ -75,6 +75,26 @@ def walker_frames(
     return frames
 
 
+def newest_run(store: Store, campaign: str) -> dict[str, Any]:
+    """Return model, time step and job of the newest production run, without its curves.
+
+    Raises
+    ------
+    NotFoundError
+        If there was no such run.
+    """
+    found = store.database.otf_properties.find_one(
+        {"campaign": campaign, "kind": "production"},
+        {"trajectory_uuid": 1, "model_id": 1, "conditions.timestep_fs": 1},
+        sort=[("created", -1)],
+    )
+    if found is None:
+        raise NotFoundError(
+            f"campaign '{campaign}' has no production run yet", hint=f"otf status {campaign}"
+        )
+    return found
+
+
 def production_frames(store: Store, campaign: str, *, part: str = "main") -> list[Atoms]:
     """Return every frame of the newest production run, or of the audit run beside it.
 
@@ -92,15 +112,10 @@ def production_frames(store: Store, campaign: str, *, part: str = "main") -> lis
     NotFoundError
         If there was no such run.
     """
-    runs = [found for found in store.properties(campaign) if found.kind == "production"]
-    if not runs:
-        raise NotFoundError(
-            f"campaign '{campaign}' has no production run yet", hint=f"otf status {campaign}"
-        )
-    run = runs[-1]
-    text = job_blob(store, run.trajectory_uuid)[PARTS[part]]
-    timestep_fs = run.conditions["timestep_fs"]
-    frames = _labelled(text, timestep_fs, campaign=campaign, model=run.model_id)
+    run = newest_run(store, campaign)
+    text = job_blob(store, run["trajectory_uuid"])[PARTS[part]]
+    timestep_fs = run["conditions"]["timestep_fs"]
+    frames = _labelled(text, timestep_fs, campaign=campaign, model=run["model_id"])
     if not frames:
         raise NotFoundError(f"the production run of campaign '{campaign}' has no part '{part}'")
     return frames

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from ase.build import bulk
 
 from otf_workflows.errors import InputError
@@ -33,14 +32,6 @@ def perturbed(atoms, *, seed, rattle_A=0.1):
 
 LICL = bulk("LiCl", "rocksalt", a=5.13)
 STRUCTURES = [perturbed(LICL, seed=1), perturbed(bulk("Si"), seed=2), perturbed(LICL, seed=3)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=PARTNERS)

@@ -44,14 +44,6 @@ LICL = bulk("LiCl", "rocksalt", a=5.13)
 STRUCTURES = [perturbed(LICL, seed=1), perturbed(bulk("Si"), seed=2), perturbed(LICL, seed=3)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def potential():
     return load_potential("sevennet-0")

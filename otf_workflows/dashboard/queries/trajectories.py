@@ -12,14 +12,14 @@ import numpy as np
 
 from otf_workflows.errors import InputError, NotFoundError
 from otf_workflows.exploration.trajectory import decode_arrays
-from otf_workflows.trajectories import job_blob
+from otf_workflows.trajectories import PARTS, job_blob, newest_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otf_workflows.store import Store
 
-MAIN = "trajectory"
+MAIN = PARTS["main"]
 """Key of a job's own trajectory; a long one has been thinned for us when the run ended."""
 MAX_FRAMES = 200
 MAX_ATOMS = 5000
@@ -110,16 +110,8 @@ def production_trajectory(store: Store, campaign: str, *, part: str = "main") ->
     InputError
         If it is too large to be shown.
     """
-    found = store.database.otf_properties.find_one(
-        {"campaign": campaign, "kind": "production"},
-        {"trajectory_uuid": 1, "conditions.timestep_fs": 1},
-        sort=[("created", -1)],
-    )
-    if found is None:
-        raise NotFoundError(
-            f"campaign '{campaign}' has no production run yet", hint=f"otf status {campaign}"
-        )
-    key = {"main": MAIN, "audit": "audit_trajectory"}.get(part)
+    found = newest_run(store, campaign)
+    key = PARTS.get(part)
     if key is None:
         raise NotFoundError(f"a production run has no part '{part}'; it has 'main' and 'audit'")
     return read_trajectory(
