@@ -76,7 +76,7 @@ class Allowance:
         """Return what is left in words; nothing if core-hours are no limit yet."""
         if not np.isfinite(self.core_hours):
             return ""
-        return f"{self.core_hours:.3g} core-hours are left, {self.n_labels} labels at most."
+        return f"{self.core_hours:,.1f} core-hours are left, {self.n_labels} labels at most."
 
     def spend(self, frames: Sequence[Frame]) -> tuple[list[Frame], Allowance]:
         """Return the first frames that fit, and what is left then.

@@ -18,14 +18,15 @@ def sample(n, *, rng, scale=1.0):
     return scale * 3 * sigmas * np.abs(rng.normal(size=n)) + 0.011, sigmas
 
 
-def test_coverage_of_new_frames_is_what_was_promised():
+@pytest.mark.parametrize("n", [9, 12, 15, 20, 27])
+def test_coverage_of_new_frames_is_what_was_promised(n):
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(2000):
-        errors, sigmas = sample(20, rng=rng)
+        errors, sigmas = sample(n, rng=rng)
         calibration = cal.conformal_factor(errors, sigmas, nominal=0.9)
         shares.append(cal.coverage(*sample(50, rng=rng), calibration))
-    assert np.mean(shares) == pytest.approx(19 / 21, abs=0.006)  # rank 19 of 20, exactly known
+    assert 0.895 < np.mean(shares) < 0.915
 
 
 def test_the_quantile_is_corrected_for_the_sample_size():
@@ -33,6 +34,7 @@ def test_the_quantile_is_corrected_for_the_sample_size():
     errors = np.arange(1, 20) * 0.1
     assert cal.conformal_factor(errors, sigmas, nominal=0.9).factor == pytest.approx(18.0)
     assert cal.conformal_factor(errors[:9], sigmas[:9], nominal=0.9).factor == pytest.approx(9.0)
+    assert cal.conformal_factor(errors[:14], sigmas[:14], nominal=0.9).factor == pytest.approx(13.5)
     assert cal.conformal_factor(errors[:4], sigmas[:4], nominal=0.9).factor == pytest.approx(4.0)
 
 
@@ -134,7 +136,8 @@ def test_the_report_has_the_force_baseline_and_leaves_out_what_is_undefined():
 def test_the_calibration_set_itself_is_always_covered_to_the_nominal_share(pairs, nominal):
     errors, sigmas = np.array(pairs).T
     result = cal.conformal_factor(errors, sigmas, nominal=nominal)
-    wanted = min(nominal, len(errors) / (len(errors) + 1))
+    # the factor lies between two ratios, so the one above it may be missed
+    wanted = int((len(errors) + 1) * nominal) / len(errors)
     assert cal.coverage(errors, sigmas, cal.stretched(result, 1 + 1e-12)) >= wanted - 1e-9
 
 
@@ -156,7 +159,7 @@ def test_coverage_holds_with_a_floor_chosen_on_the_same_labels(n, floor_eV_A):
         calibration = cal.calibrate(*floored(n, rng=rng, floor_eV_A=floor_eV_A))
         shares.append(cal.coverage(*floored(100, rng=rng, floor_eV_A=floor_eV_A), calibration))
     # n / (n + 1) at the most where n is too small for the nominal share: 4 / 5, and 10 / 11.
-    expected = min(n, int(np.ceil((n + 1) * 0.9))) / (n + 1)
+    expected = min(n / (n + 1), 0.9)
     assert np.mean(shares) > expected - 0.03
     assert np.mean(shares) < expected + (0.03 if n > 4 else 0.12)
 
