@@ -1,5 +1,6 @@
 """Lists of labels: filters that survive the address, pages that lose nothing, honest counts."""
 
+import dataclasses
 from datetime import timedelta
 
 import pytest
@@ -161,6 +162,23 @@ def test_text_is_no_pattern_and_finds_keys_too(store):
     assert [row.key for row in everything(store, LabelFilter(text=one.key[:12]))] == [one.key]
     assert everything(store, LabelFilter(text="converge.*")) == []
     assert everything(store, LabelFilter(text="did not converge"))
+
+
+def test_causes_that_are_as_frequent_stand_in_one_order(store):
+    chosen = LabelFilter()
+    counts = label_counts(store, chosen)
+    names = list(counts.causes)
+    orders = [
+        [
+            group.cause
+            for group in cause_groups(
+                store, chosen, dataclasses.replace(counts, causes=dict.fromkeys(found, 1))
+            )
+        ]
+        for found in (names, names[::-1])
+    ]
+    assert orders[0] == orders[1]
+    assert len(orders[0]) > 1
 
 
 def test_failures_are_grouped_by_cause_with_their_newest_label(store):

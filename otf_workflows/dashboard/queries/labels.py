@@ -245,7 +245,7 @@ def label_counts(store: Store, chosen: LabelFilter) -> LabelCounts:
 def cause_groups(store: Store, chosen: LabelFilter, counts: LabelCounts) -> tuple[CauseGroup, ...]:
     """Return the failures by cause, the most frequent first, each with its newest label."""
     groups = []
-    for cause, n in sorted(counts.causes.items(), key=lambda item: -item[1]):
+    for cause, n in sorted(counts.causes.items(), key=lambda item: (-item[1], item[0])):
         if chosen.causes and cause not in chosen.causes:
             continue
         newest = label_page(store, chosen.failed(cause), limit=1).rows

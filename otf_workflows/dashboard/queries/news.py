@@ -99,7 +99,12 @@ def causes_since(database: Database[dict[str, Any]], *, since: datetime) -> dict
     """Return how many labels failed after a moment, by cause."""
     failed = {"state": str(LabelState.FAILED), "updated": {"$gt": since}}
     groups = database.otf_labels.aggregate(
-        [{"$match": failed}, {"$group": {"_id": "$cause", "n": {"$sum": 1}}}]
+        [
+            {"$match": failed},
+            {"$group": {"_id": "$cause", "n": {"$sum": 1}}},
+            # MongoDB gives groups in any order, and the page must not jump.
+            {"$sort": {"n": -1, "_id": 1}},
+        ]
     )
     return {str(group["_id"] or "unknown"): group["n"] for group in groups}
 
