@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 from otf_workflows.errors import ConfigurationError, DatabaseError, InputError, OtfError
-from otf_workflows.types import Role
+from otf_workflows.types import Device, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -375,7 +375,8 @@ def all_checks(
     name = campaign.potential if campaign is not None else DEFAULT_POTENTIAL
     installed = potential(name)
     yield potential_loads(name) if installed.ok else installed
-    yield site_checks.gpu(wanted=False)
+    md_here = Role.MD not in site.queues
+    yield site_checks.gpu(wanted=md_here and site.device is Device.CUDA)
     yield from engine_checks(site)
     yield from acceptance(site)
     if queue_test:

@@ -237,7 +237,7 @@ def gpu(*, wanted: bool) -> Check:
             f"PyTorch {version or '(not installed)'} sees no GPU ({here})",
             hint=f"{sys.executable} -m pip install torch, built for CUDA (see pytorch.org)"
             if found
-            else "check gpus, partition and directives of this queue in the site file",
+            else "check device in the site file, and gpus, partition and directives of this queue",
         )
 
     return attempt("GPU", look)
