@@ -6,9 +6,12 @@ LABELS is a file that ``otf export`` wrote (extxyz), or the folder of the mlearn
 (``training.json.gz``; see ``silicon_pool.py``), whose structures are of four kinds. CHGNet is
 fine-tuned on random labels and its forces are compared with all others:
 
-- ``posterior``: what the program uses. Heads represent what the labels leave open of the last
+- ``σ``: what the program uses, :func:`otf_workflows.uncertainty.sigma_of_atoms`: heads and a share
+  of the force, times the novelty;
+- ``heads``: of these the heads alone. They represent what the labels leave open of the last
   weights, :func:`otf_workflows.uncertainty.posterior_heads`;
-- ``posterior, all``: the same without leaving out any direction;
+- ``heads, all``: the same without leaving out any direction;
+- ``heads and force``: without the novelty;
 - ``bootstrap``: eight heads, each fitted to a bootstrap sample of the labels; what earlier versions
   used;
 - ``novelty``: distance from the training set in latent space;
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from otf_workflows.potentials.headed import HeadedPotential
 
 PRETRAINED = "chgnet-0.3.0"
-COLUMNS = "rank (frames)", "rank (atoms)", "scatter", "q90/q50"
+COLUMNS = "rank (frames)", "rank (atoms)", "scatter", "q90/q50", "false alarms", "missed"
 
 
 def read(path: Path) -> tuple[list[LabelledFrame], list[str]]:
@@ -112,15 +115,23 @@ def judge(
     residuals = [truth[i] - forces[i] for i in trained]
 
     def spread(directions: np.ndarray) -> Callable[[int], np.ndarray]:
-        return lambda i: uq.sigma_of_directions(
-            (jacobians[i] @ directions.T).T.reshape(len(directions), -1, 3)
-        )
+        return lambda i: uq.sigma_of_jacobian(jacobians[i], directions)
+
+    heads = spread(uq.directions_of_heads(uq.posterior_heads(own, residuals)))
+    share = uq.force_share(
+        np.concatenate([heads(i) for i in trained]), np.concatenate([forces[i] for i in trained])
+    )
+
+    def combined(i: int, novelty: np.ndarray) -> np.ndarray:
+        return uq.sigma_of_atoms(heads(i), forces[i], novelty, share=share)
 
     known = uq.latent_statistics(np.concatenate([latents[i] for i in trained]))
     methods: dict[str, Callable[[int], np.ndarray]] = {
-        "posterior": spread(uq.directions_of_heads(uq.posterior_heads(own, residuals))),
-        "posterior, all": spread(all_directions(own, residuals)),
+        "σ": lambda i: combined(i, known.novelty(latents[i])),
+        "heads": heads,
+        "heads, all": spread(all_directions(own, residuals)),
         "bootstrap": spread(bootstrap_directions(own, residuals, seed=seed)),
+        "heads and force": lambda i: combined(i, np.ones(len(forces[i]))),
         "novelty": lambda i: known.novelty(latents[i]),
         "|F|": lambda i: np.linalg.norm(forces[i], axis=1),
     }
@@ -130,16 +141,20 @@ def judge(
 
 
 def scores(sigmas: Sequence[np.ndarray], errors: Sequence[np.ndarray]) -> list[float]:
-    """Return the four columns of one method."""
+    """Return the columns of one method."""
     worst = np.array([error.max() for error in errors])
     read_off = np.array([sigma.max() for sigma in sigmas])
     ratio = np.log(np.maximum(worst, RESOLUTION_EV_A) / np.maximum(read_off, 1e-12))
     middle, high = np.quantile(ratio, [0.5, 0.9])
+    tolerance = np.quantile(worst, 0.7)
+    bad, alarm = worst > tolerance, np.exp(high) * read_off > tolerance
     return [
         spearmanr(read_off, worst)[0],
         spearmanr(np.concatenate(sigmas), np.concatenate(errors))[0],
         float(ratio.std()),
         float(np.exp(high - middle)),
+        float(alarm[~bad].mean()),
+        float(1 - alarm[bad].mean()),
     ]
 
 

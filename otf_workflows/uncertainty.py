@@ -3,7 +3,9 @@
 A potential whose energy is linear in its last hidden features, E = Σₐ hₐ·w, has forces that are
 linear in w too: F = J w with J = −∂(Σₐ hₐ)/∂r. So which last weights agree with the labels is a
 question of linear regression, and the answer is known in closed form: a Gaussian, wide where no
-label has said anything. Heads are weights that represent it; how much their forces differ is σ.
+label has said anything. Heads are weights that represent it. How much their forces differ, a share
+of the force itself and the distance from the training set together are σ: the last layer knows
+nothing of what the layers before it got wrong.
 
 Last-layer prediction rigidities: Bigi et al., Mach. Learn.: Sci. Technol. 5, 045018 (2024); shallow
 ensembles: Kellner and Ceriotti, Mach. Learn.: Sci. Technol. 5, 035006 (2024).
@@ -201,6 +203,11 @@ def sigma_of_directions(forces_eV_A: np.ndarray) -> np.ndarray:
     return np.sqrt((forces_eV_A**2).sum(axis=(0, 2)))
 
 
+def sigma_of_jacobian(jacobian: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Return σ of each atom (eV/Å), shape (n,), from J (3 n, d) and directions (r, d)."""
+    return sigma_of_directions((directions @ jacobian.T).reshape(len(directions), -1, 3))
+
+
 def sigma_of_heads(forces_eV_A: np.ndarray) -> np.ndarray:
     """Return the spread of the force vector of each atom over heads (eV/Å), shape (n,).
 
@@ -210,6 +217,51 @@ def sigma_of_heads(forces_eV_A: np.ndarray) -> np.ndarray:
         Forces of all heads, or their differences from the model, shape (n_heads, n, 3).
     """
     return np.sqrt(np.var(forces_eV_A, axis=0, ddof=1).sum(axis=-1))
+
+
+def force_share(head_sigmas_eV_A: np.ndarray, forces_eV_A: np.ndarray) -> float:
+    r"""Return c such that c \|F\| is as large as the spread of the heads, over training atoms.
+
+    Parameters
+    ----------
+    head_sigmas_eV_A
+        Spread of the heads at each atom (eV/Å), shape (n,).
+    forces_eV_A
+        Predicted forces (eV/Å), shape (n, 3).
+    """
+    squares = float((np.asarray(forces_eV_A) ** 2).sum(axis=1).mean())
+    return float(np.sqrt(np.mean(head_sigmas_eV_A**2) / squares)) if squares > 0 else 0.0
+
+
+def sigma_of_atoms(
+    head_sigma_eV_A: np.ndarray,
+    forces_eV_A: np.ndarray,
+    novelty: np.ndarray,
+    *,
+    share: float,
+) -> np.ndarray:
+    r"""Return √(σ_heads² + (c \|F\|)²) × novelty of each atom, in no unit of truth yet, shape (n,).
+
+    Heads see the last layer only. What a universal potential gets wrong deeper down is mostly a
+    surface that is too soft (Deng et al., npj Comput. Mater. 11, 9, 2025), an error in proportion
+    to the force; and what it gets wrong far from its labels grows with the distance. Neither needs
+    a parameter of its own, because the scale of the whole is fitted to labels anyway: over the
+    atoms trained on, c gives heads and force equal shares, and the root mean square of the novelty
+    is 1. ``benchmarks/heads.py`` compares σ with its parts.
+
+    Parameters
+    ----------
+    head_sigma_eV_A
+        Spread of the heads (eV/Å), shape (n,).
+    forces_eV_A
+        Predicted forces (eV/Å), shape (n, 3).
+    novelty
+        Of :meth:`LatentStatistics.novelty`, shape (n,).
+    share
+        c, of :func:`force_share`.
+    """
+    force = np.linalg.norm(forces_eV_A, axis=1)
+    return np.hypot(head_sigma_eV_A, share * force) * novelty
 
 
 def disagreement(forces_eV_A: np.ndarray, other_forces_eV_A: np.ndarray) -> np.ndarray:

@@ -10,10 +10,13 @@ from otf_workflows.uncertainty import (
     MAX_DIRECTIONS,
     directions_of_heads,
     disagreement,
+    force_share,
     latent_statistics,
     posterior_heads,
+    sigma_of_atoms,
     sigma_of_directions,
     sigma_of_heads,
+    sigma_of_jacobian,
     subsample,
     worst_of,
 )
@@ -198,3 +201,26 @@ def test_a_pair_of_heads_is_one_direction():
     found = directions_of_heads(heads)
     assert found.shape == (1, 3)
     np.testing.assert_allclose(np.abs(found), np.abs(direction))
+
+
+def test_force_share_makes_force_and_heads_equal_on_average():
+    rng = np.random.default_rng(4)
+    forces, spread = rng.normal(size=(50, 3)), rng.uniform(0.1, 0.3, 50)
+    share = force_share(spread, forces)
+    assert np.mean((share * np.linalg.norm(forces, axis=1)) ** 2) == pytest.approx(
+        np.mean(spread**2)
+    )
+    assert force_share(spread, np.zeros((50, 3))) == 0
+
+
+def test_sigma_grows_with_heads_force_and_novelty():
+    spread, force = np.array([0.3, 0.3, 0.0]), np.array([[0, 0, 0], [0, 4, 0], [0, 3, 4.0]])
+    found = sigma_of_atoms(spread, force, np.array([1, 2, 3.0]), share=0.1)
+    np.testing.assert_allclose(found, [0.3, 2 * 0.5, 3 * 0.5])
+
+
+def test_sigma_of_a_jacobian_is_that_of_its_forces():
+    rng = np.random.default_rng(5)
+    jacobian, directions = rng.normal(size=(12, 6)), rng.normal(size=(2, 6))
+    forces = np.array([(jacobian @ v).reshape(4, 3) for v in directions])
+    np.testing.assert_allclose(sigma_of_jacobian(jacobian, directions), sigma_of_directions(forces))

@@ -62,6 +62,8 @@ class CHGNetPotential(HeadedPotential):
         The few directions in which heads differ, shape (r, d); by default all of them.
     latent
         Statistics of the features of the atoms it was trained on.
+    force_share
+        How much of the force counts as uncertain; None for σ of the heads alone.
     """
 
     def __init__(
@@ -72,8 +74,11 @@ class CHGNetPotential(HeadedPotential):
         heads: np.ndarray | None = None,
         spread: np.ndarray | None = None,
         latent: uq.LatentStatistics | None = None,
+        force_share: float | None = None,
     ) -> None:
-        super().__init__(name=name, heads=heads, spread=spread, latent=latent)
+        super().__init__(
+            name=name, heads=heads, spread=spread, latent=latent, force_share=force_share
+        )
         net.check_supported(model)
         self.model = model
         self._parameters = list(model.parameters())  # walking the modules costs 1 ms
@@ -177,7 +182,7 @@ class CHGNetPotential(HeadedPotential):
             return evaluated
         with self._inference():
             forces = last_layer.head_forces(evaluated.graph, evaluated.output, self.spread)
-        return dataclasses.replace(evaluated, sigma_eV_A=uq.sigma_of_directions(forces))
+        return dataclasses.replace(evaluated, head_sigma_eV_A=uq.sigma_of_directions(forces))
 
     def _tilted(
         self, graph: graphs.Graph, changes: np.ndarray, slopes: Callable[[np.ndarray], np.ndarray]

@@ -43,14 +43,14 @@ class Evaluated:
         The forward pass.
     slope_eV_A
         Derivative of the energy by each bond vector (eV/Å), shape (n_bonds, 3).
-    sigma_eV_A
+    head_sigma_eV_A
         Spread of the heads for each atom (eV/Å), shape (n,), if it was asked for.
     """
 
     graph: graphs.Graph
     output: heads.Pass
     slope_eV_A: torch.Tensor
-    sigma_eV_A: np.ndarray | None = None
+    head_sigma_eV_A: np.ndarray | None = None
 
 
 class HeadedPotential(ABC):
@@ -69,6 +69,9 @@ class HeadedPotential(ABC):
         The few directions in which heads differ, shape (r, d); by default all of them.
     latent
         Statistics of the features of the atoms it was trained on.
+    force_share
+        How much of the force counts as uncertain (:func:`otf_workflows.uncertainty.force_share`);
+        None for σ of the heads alone, which models of earlier versions were calibrated with.
     """
 
     def __init__(
@@ -78,9 +81,11 @@ class HeadedPotential(ABC):
         heads: np.ndarray | None,
         spread: np.ndarray | None,
         latent: uq.LatentStatistics | None,
+        force_share: float | None,
     ) -> None:
         self.name = name
         self.heads = heads
+        self.force_share = force_share
         if spread is None and heads is not None:
             spread = uq.directions_of_heads(heads)
         self.spread = spread
@@ -235,18 +240,21 @@ class HeadedPotential(ABC):
         heads.check_labels(structures, forces_eV_A)
         chosen = uq.subsample(len(structures), seed=seed)
         jacobians: dict[int, np.ndarray] = {}
-        residuals: dict[int, np.ndarray] = {}
+        predicted: dict[int, np.ndarray] = {}
         features = []
         for indices, graph in self._batches([structures[i] for i in chosen]):
             parts, forces, latent = self._linearise(graph)
             features.append(latent)
-            for index, jacobian, predicted in zip(indices, parts, forces, strict=True):
-                jacobians[index] = jacobian
-                residuals[index] = np.asarray(forces_eV_A[chosen[index]]) - predicted
-        order = range(len(chosen))
-        changes = uq.posterior_heads([jacobians[i] for i in order], [residuals[i] for i in order])
+            jacobians |= zip(indices, parts, strict=True)
+            predicted |= zip(indices, forces, strict=True)
+        rows = [jacobians[i] for i in range(len(chosen))]
+        found = [predicted[i] for i in range(len(chosen))]
+        residuals = [np.asarray(forces_eV_A[i]) - own for i, own in zip(chosen, found, strict=True)]
+        changes = uq.posterior_heads(rows, residuals)
         fitted = self._with_heads(changes)
         fitted.latent = uq.latent_statistics(np.concatenate(features))
+        spread = uq.sigma_of_jacobian(np.concatenate(rows), uq.directions_of_heads(changes))
+        fitted.force_share = uq.force_share(spread, np.concatenate(found))
         return fitted
 
     def familiar_with(self, structures: Sequence[Atoms]) -> Self:
@@ -278,24 +286,33 @@ class HeadedPotential(ABC):
             raise PotentialError(
                 "Energy or forces are not finite.", hint="look for atoms on top of each other"
             )
+        novelties: list[np.ndarray | None] = [None] * graph.n_structures
+        if self.latent is not None:
+            latent = evaluated.output.features.detach().double().cpu().numpy()
+            novelties = list(graph.split(self.latent.novelty(latent)))
         sigmas: list[np.ndarray | None]
-        if evaluated.sigma_eV_A is not None:
-            sigmas = list(graph.split(evaluated.sigma_eV_A))
+        if evaluated.head_sigma_eV_A is not None:
+            spreads = graph.split(evaluated.head_sigma_eV_A)
+            sigmas = [self._sigma(*x) for x in zip(spreads, forces, novelties, strict=True)]
         else:
             sigmas = [
                 None if other is None else uq.disagreement(own, other)
                 for own, other in zip(forces, other_forces_eV_A, strict=True)
             ]
-        novelties: list[np.ndarray | None] = [None] * graph.n_structures
-        if self.latent is not None:
-            latent = evaluated.output.features.detach().double().cpu().numpy()
-            novelties = list(graph.split(self.latent.novelty(latent)))
         return [
             Prediction(float(energy), force, stress, sigma_eV_A=sigma, novelty=novelty)
             for energy, force, stress, sigma, novelty in zip(
                 energies_eV, forces, stresses, sigmas, novelties, strict=True
             )
         ]
+
+    def _sigma(
+        self, head_sigma_eV_A: np.ndarray, forces_eV_A: np.ndarray, novelty: np.ndarray | None
+    ) -> np.ndarray:
+        """Return σ of each atom of one structure, from the spread of its heads."""
+        if self.force_share is None or novelty is None:
+            return head_sigma_eV_A
+        return uq.sigma_of_atoms(head_sigma_eV_A, forces_eV_A, novelty, share=self.force_share)
 
     def _latent(self, graph: graphs.Graph) -> np.ndarray:
         """Return latent features of all atoms, shape (n, d)."""
@@ -320,6 +337,7 @@ class HeadedPotential(ABC):
         content = {"name": self.name, **network}
         for key, rows in {"heads": self.heads, "spread": self.spread}.items():
             content[key] = None if rows is None else torch.as_tensor(rows)
+        content["force_share"] = self.force_share
         latent = self.latent
         content["latent"] = (
             None
@@ -347,6 +365,7 @@ def read(name: str, blob: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         for key in ("heads", "spread")  # older blobs have no directions
         if content.get(key) is not None
     }
+    fitted["force_share"] = content.get("force_share")  # nor do they have this
     if content["latent"] is not None:
         fitted["latent"] = uq.LatentStatistics(*(rows.numpy() for rows in content["latent"]))
     return content, fitted

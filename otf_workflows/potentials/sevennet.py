@@ -55,6 +55,8 @@ class SevenNetPotential(HeadedPotential):
         The few directions in which heads differ, shape (r, d); by default all of them.
     latent
         Statistics of the features of the atoms it was trained on.
+    force_share
+        How much of the force counts as uncertain; None for σ of the heads alone.
     """
 
     def __init__(
@@ -65,8 +67,11 @@ class SevenNetPotential(HeadedPotential):
         heads: np.ndarray | None = None,
         spread: np.ndarray | None = None,
         latent: uq.LatentStatistics | None = None,
+        force_share: float | None = None,
     ) -> None:
-        super().__init__(name=name, heads=heads, spread=spread, latent=latent)
+        super().__init__(
+            name=name, heads=heads, spread=spread, latent=latent, force_share=force_share
+        )
         self.network = network
 
     def trainable(self) -> TrainableSevenNet:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -99,6 +101,27 @@ def test_uncertainty_and_novelty_grow_away_from_the_training_set(fitted):
     wild = fitted.predict(perturbed(LICL, seed=20, rattle_A=0.5), uncertainty=True)
     assert wild.sigma_eV_A.max() > 2 * calm.sigma_eV_A.max()
     assert wild.novelty.max() > 2 * calm.novelty.max()
+
+
+def test_sigma_is_heads_and_a_share_of_the_force_times_novelty(fitted):
+    heads_alone = copy.copy(fitted)
+    heads_alone.force_share = None
+    atoms = perturbed(LICL, seed=20, rattle_A=0.2)
+    spread = heads_alone.predict(atoms, uncertainty=True).sigma_eV_A
+    found = fitted.predict(atoms, uncertainty=True)
+    softness = fitted.force_share * np.linalg.norm(found.forces_eV_A, axis=1)
+    expected = np.sqrt(spread**2 + softness**2) * found.novelty
+    np.testing.assert_allclose(found.sigma_eV_A, expected, rtol=1e-6)
+
+
+def test_heads_and_force_have_equal_shares_over_the_labels(fitted, labelled):
+    heads_alone = copy.copy(fitted)
+    heads_alone.force_share = None
+    found = heads_alone.predict_many(labelled[0], uncertainty=True)
+    spread = np.concatenate([p.sigma_eV_A for p in found])
+    forces = np.concatenate([np.linalg.norm(p.forces_eV_A, axis=1) for p in found])
+    share = np.sqrt(np.mean(spread**2) / np.mean(forces**2))
+    assert fitted.force_share == pytest.approx(share, rel=1e-3)
 
 
 def test_before_any_label_novelty_tells_new_surroundings_from_usual_ones(potential):
