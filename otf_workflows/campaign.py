@@ -258,7 +258,11 @@ class TrainingRules(Section):
         description="Passes over the training labels: 60, or 300 from scratch.",
     )
     learning_rate: float = Field(2e-3, gt=0, le=0.1, description="Peak of the cosine schedule.")
-    batch_atoms: int = Field(64, ge=1, description="Most atoms in one batch.")
+    batch_atoms: int = Field(
+        16,
+        ge=1,
+        description="Most atoms in one batch; a larger frame is one of its own.",
+    )
     force_weight: float = Field(1.0, ge=0, description="Weight of forces in the loss.")
     energy_weight: float = Field(1.0, ge=0, description="Weight of energies in the loss.")
     stress_weight: float = Field(0.1, ge=0, description="Weight of stresses; 0 leaves them out.")
