@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 STRATEGIES = ("ours", "random", "farthest", "committee")
 TOLERANCE_EV_A = 0.1
 MEMBERS = 3
+BATCH_ATOMS = 64
+"""One structure of the pool, but for the smallest surfaces."""
 SNAP_EV_A, QSNAP_EV_A, MTP_EV_A = 0.205, 0.177, 0.088
 """Published potentials, trained on all 214 structures, on the same test set."""
 GOAL_EV_A, GOAL_SLOPE = 0.150, 0.95
@@ -153,7 +155,9 @@ class Chain:
 
     def _train(self, picked: Sequence[int], n_labels: int, *, seed: int) -> Potential:
         epochs = self.args.epochs[self.args.rounds.index(n_labels)]
-        rules = TrainingRules(epochs=epochs, learning_rate=self.args.learning_rate)
+        rules = TrainingRules(
+            epochs=epochs, learning_rate=self.args.learning_rate, batch_atoms=BATCH_ATOMS
+        )
         labels = [self.pool.labels[i] for i in picked]
         tuned = finetune(self.pool.pretrained, labels, rules=rules, seed=seed, n_threads=1)
         return tuned.potential
@@ -424,7 +428,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the two files of mlearn's silicon are")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--rounds", type=int, nargs="+", default=[8, 16, 32, 60])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[12, 8, 6, 5])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[24, 16, 12, 8])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--committee-rounds", type=int, default=3, help="committees are dear")
