@@ -346,7 +346,8 @@ def test_chgnet_walkers_agree_with_those_alone_to_single_precision(monkeypatch):
         Walker(Frame.from_atoms(bulk("MgO", "rocksalt", a=4.21)), 1, temperature_K=600.0, seed=2),
         Walker(Frame.from_atoms(licl), 2, temperature_K=600.0, seed=3),
     ]
-    arguments = shared(n_steps=20, tolerance_eV_A=1.0, n_pool=0, rules={"early_checks": False})
+    # a model of LiCl knows nothing of MgO, and must not stop here
+    arguments = shared(n_steps=20, tolerance_eV_A=100.0, n_pool=0, rules={"early_checks": False})
     alone = [explore(**vars(walker), potential=potential, **arguments) for walker in walkers]
     passes, real = [], fused.Forward
     monkeypatch.setattr(
@@ -356,7 +357,8 @@ def test_chgnet_walkers_agree_with_those_alone_to_single_precision(monkeypatch):
     for one, other in zip(together, alone, strict=True):
         ends = [s.blob["checkpoint"]["frame"]["positions_A"] for s in (one, other)]
         np.testing.assert_allclose(*ends, atol=1e-5)
-        np.testing.assert_allclose(one.sigmas_eV_A, other.sigmas_eV_A, rtol=1e-4, atol=1e-6)
+        # in the ideal crystal at the start σ is rounding, times a novelty of about ten
+        np.testing.assert_allclose(one.sigmas_eV_A, other.sigmas_eV_A, rtol=1e-4, atol=1e-5)
         assert one.n_steps == 20
     # One for each step of all, none for the readings of the uncertainty.
     assert [graph.n_structures for graph in passes] == [3] * 21
