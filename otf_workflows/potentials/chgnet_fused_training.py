@@ -18,6 +18,7 @@ written out for gated layers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,7 @@ class _Passes(Forward):
 
     def __init__(self, network: Network, graph: Graph) -> None:
         self._kept: list[_Kept] = []
+        self._held: dict[str, Tensor] = {}
         self._species = torch.as_tensor(graph.numbers - 1)
         super().__init__(network, graph)
         for kept, tape in zip(self._kept, self._tapes, strict=True):
@@ -171,6 +173,13 @@ class _Passes(Forward):
             self._found |= {id(weight): gradient for weight, gradient in tensors}
         self._to_bases(geometry, state)
         return self._found
+
+    def _room(self, name: str, *shape: int) -> Tensor:
+        """Return memory that the last block no longer needs; fresh pages cost a tenth of a step."""
+        size = math.prod(shape)
+        if name not in self._held or len(self._held[name]) < size:
+            self._held[name] = torch.empty(size)
+        return self._held[name][:size].view(shape)
 
     def _keep(self, kind: _Kind, layer: Layer, state: State) -> None:
         before = replace(state)
@@ -240,7 +249,7 @@ class _Passes(Forward):
             kernels.gather_rows(table.numpy(), at.rows.gather[part], extra.numpy(), rates.numpy())
             y_rates = None
             if layer.second is not None and y is not None:
-                y_rates, hidden = rates, torch.empty_like(rates)
+                y_rates, hidden = rates, self._room("hidden", *rates.shape)
                 both.hidden_rates(y.numpy(), y_rates.numpy(), hidden.numpy())
                 rates = torch.bmm(hidden, layer.second)
             pairs = at.pairs(part)
@@ -306,8 +315,8 @@ class _Passes(Forward):
         by_shared_weight = by.inputs[1 if kept.kind is _Kind.ATOMS else 2]
         for (part, y, z), (_, y_rates, z_rates) in zip(kept.tape, kept.rate_tape, strict=True):
             pairs, own = at.pairs(part), shared_part(part, at.shared, at.rows)
-            back = z.new_empty(2, 2, *z.shape[1:])
-            by_weight = z.new_zeros(2, pairs.stop - pairs.start, z.shape[2])
+            back = self._room("back", 2, 2, *z.shape[1:])
+            by_weight = self._room("weight", 2, pairs.stop - pairs.start, z.shape[2]).zero_()
             both.return_both(
                 z.numpy(),
                 z_rates.numpy(),
@@ -327,20 +336,22 @@ class _Passes(Forward):
                 state.pair_weights[:, pairs] += by_weight
             if y is not None:
                 back = self._through_hidden(kept, y, y_rates, back)
-            by_extra = z.new_empty(2, own.stop - own.start, by_table.shape[2])
+            by_extra = self._room("extra", 2, own.stop - own.start, by_table.shape[2])
             kernels.return_rows(
                 back.numpy(), at.rows.gather[part], by_table.numpy(), by_extra.numpy()
             )
             _add_product(by_shared_weight, at.shared[own], at.shared_rates[own], by_extra)
             by_shared[:, own] += by_extra @ at.shared_weight.T
 
-    @staticmethod
-    def _through_hidden(kept: _Kept, y: Tensor, y_rates: Tensor, by_z: Tensor) -> Tensor:
+    def _through_hidden(self, kept: _Kept, y: Tensor, y_rates: Tensor, by_z: Tensor) -> Tensor:
         layer, by = kept.layer, kept.by
         _, _, n, d = by_z.shape
         by_z = by_z.view(2, 2 * n, d)
-        back = torch.bmm(by_z, layer.second.transpose(1, 2)).view(2, 2, n, -1)
-        hidden = torch.empty_like(back)
+        second = layer.second.transpose(1, 2)
+        back = self._room("hidden back", 2, 2 * n, second.shape[2])
+        torch.bmm(by_z, second, out=back)
+        back = back.view(2, 2, n, -1)
+        hidden = self._room("hidden", *back.shape)
         both.return_hidden_both(y.numpy(), y_rates.numpy(), back.numpy(), hidden.numpy())
         by.second.baddbmm_(hidden.view(2, 2 * n, -1).transpose(1, 2), by_z)
         by.second_bias.add_(by_z[:, n:].sum(dim=1, keepdim=True))
