@@ -1,8 +1,8 @@
 """Energies, forces and stresses that can be differentiated by the weights, for training.
 
 Graphs and forward pass are those of inference, of whatever family; one derivative by the bond
-vectors gives forces and stress together. For CHGNet, a training step on a CPU costs @SHARE@ of
-one with chgnet's own classes (``benchmarks/training.py``).
+vectors gives forces and stress together. For CHGNet, a training step on a CPU costs a quarter to a
+third of one with chgnet's own classes (``benchmarks/training.py``).
 """
 
 from __future__ import annotations
