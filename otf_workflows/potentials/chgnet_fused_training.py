@@ -124,9 +124,9 @@ class _Kept:
     by: Layer
     rates: State
     tape: Tape = field(default_factory=list)
-    total: Tensor | None = None
+    total: Any = None
     rate_tape: Tape = field(default_factory=list)
-    total_rates: Tensor | None = None
+    total_rates: Any = None
 
 
 class _Passes(Forward):
@@ -343,7 +343,7 @@ class _Passes(Forward):
             _add_product(by_shared_weight, at.shared[own], at.shared_rates[own], by_extra)
             by_shared[:, own] += by_extra @ at.shared_weight.T
 
-    def _through_hidden(self, kept: _Kept, y: Tensor, y_rates: Tensor, by_z: Tensor) -> Tensor:
+    def _through_hidden(self, kept: _Kept, y: Tensor, y_rates: Any, by_z: Tensor) -> Tensor:
         layer, by = kept.layer, kept.by
         _, _, n, d = by_z.shape
         by_z = by_z.view(2, 2 * n, d)
