@@ -38,6 +38,8 @@ class Basis:
         The same with the cut-off of the bond graph, shape (n_short, r).
     angular, angular_slope
         Functions of the cosine of each pair, and derivatives, shape (n_pairs, a).
+    cosines
+        Of each pair, shape (n_pairs, 1), float64.
     units
         Bond vectors of length one, shape (n_bonds, 3), float64.
     lengths_A
@@ -54,6 +56,7 @@ class Basis:
     short_slope: Tensor
     angular: Tensor
     angular_slope: Tensor
+    cosines: Tensor
     units: Tensor
     lengths_A: Tensor
     bond_1: Tensor
@@ -71,9 +74,12 @@ def expand(model: CHGNet, graph: Graph) -> Basis:
     sign = torch.as_tensor(graph.sign)[:, None].to(units.dtype)
     products = units.index_select(0, bond_1) * units.index_select(0, bond_2)
     cosines = products.sum(dim=1, keepdim=True) * sign
-    radial, radial_slope = _bessel(expansion.rbf_expansion_ag, lengths)
-    short, short_slope = _bessel(expansion.rbf_expansion_bg, lengths[: graph.n_short])
-    angular, angular_slope = _fourier(model.angle_basis_expansion.fourier_expansion, cosines)
+    long_range, short_range = expansion.rbf_expansion_ag, expansion.rbf_expansion_bg
+    fourier: Any = model.angle_basis_expansion.fourier_expansion
+    radial, radial_slope = _bessel(long_range, lengths, _frequencies(long_range))
+    short_lengths = lengths[: graph.n_short]
+    short, short_slope = _bessel(short_range, short_lengths, _frequencies(short_range))
+    angular, angular_slope = _fourier(fourier, cosines, _frequencies(fourier))
     return Basis(
         radial=radial.float(),
         radial_slope=radial_slope.float(),
@@ -81,6 +87,7 @@ def expand(model: CHGNet, graph: Graph) -> Basis:
         short_slope=short_slope.float(),
         angular=angular.float(),
         angular_slope=angular_slope.float(),
+        cosines=cosines,
         units=units,
         lengths_A=lengths,
         bond_1=bond_1,
@@ -110,7 +117,7 @@ def pull_back(
         by_cosine = (angular * basis.angular_slope).sum(dim=2).double()[:, :, None] * basis.sign
         unit_1 = basis.units.index_select(0, basis.bond_1)
         unit_2 = basis.units.index_select(0, basis.bond_2)
-        cosine = (unit_1 * unit_2).sum(dim=1, keepdim=True)
+        cosine = basis.cosines * basis.sign
         for bond, toward, own in (
             (basis.bond_1, unit_2, unit_1),
             (basis.bond_2, unit_1, unit_2),
@@ -121,10 +128,83 @@ def pull_back(
     return slopes
 
 
-def _bessel(radial: Any, lengths_A: Tensor) -> tuple[Tensor, Tensor]:
+def push_forward(basis: Basis, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how lengths and cosines change along a change of bond vectors.
+
+    Parameters
+    ----------
+    basis
+        What :func:`expand` returned.
+    directions
+        Change of each bond vector (Å per unit), shape (n_bonds, 3), float64.
+
+    Returns
+    -------
+    tuple
+        Rates of lengths (Å per unit), shape (n_bonds, 1), and of cosines, shape (n_pairs, 1).
+    """
+    lengths = (basis.units * directions).sum(dim=1, keepdim=True)
+    turned = (directions - basis.units * lengths) / basis.lengths_A
+    cosines = torch.zeros_like(basis.cosines)
+    for moved, still in ((basis.bond_1, basis.bond_2), (basis.bond_2, basis.bond_1)):
+        products = turned.index_select(0, moved) * basis.units.index_select(0, still)
+        cosines += products.sum(dim=1, keepdim=True) * basis.sign
+    return lengths, cosines
+
+
+def frequency_gradients(
+    model: CHGNet,
+    basis: Basis,
+    rates: tuple[Tensor, Tensor],
+    *,
+    radial: Tensor,
+    short: Tensor | None,
+    angular: Tensor | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the trainable frequencies of the bases with derivatives by them.
+
+    Parameters
+    ----------
+    model
+        Whose bases they are.
+    basis
+        What :func:`expand` returned.
+    rates
+        What :func:`push_forward` returned.
+    radial, short, angular
+        Derivatives by the rates of the basis functions and by the functions themselves, each of
+        shape (2, rows, functions); None for the last two if there are no angles.
+    """
+    expansion: Any = model.bond_basis_expansion
+    fourier: Any = model.angle_basis_expansion.fourier_expansion
+    lengths, cosines = rates
+    wanted: list[tuple[Any, Any, Tensor, Tensor, Tensor | None]] = [
+        (expansion.rbf_expansion_ag, _bessel, basis.lengths_A, lengths, radial),
+        (expansion.rbf_expansion_bg, _bessel, basis.lengths_A, lengths, short),
+        (fourier, _fourier, basis.cosines, cosines, angular),
+    ]
+    found = []
+    for functions, expanded, inputs, changes, by in wanted:
+        frequencies = functions.frequencies
+        if by is None or not frequencies.requires_grad:
+            continue
+        rows = slice(by.shape[1])
+        leaf = frequencies.detach().requires_grad_()
+        with torch.enable_grad():  # nothing cancels in derivatives by frequencies
+            value, slope = expanded(functions, inputs[rows].float(), leaf)
+        outputs = [by[1], by[0] * changes[rows].float()]
+        (gradient,) = torch.autograd.grad([value, slope], leaf, outputs)
+        found.append((frequencies, gradient))
+    return found
+
+
+def _frequencies(functions: Any) -> Tensor:
+    return functions.frequencies.detach().double()
+
+
+def _bessel(radial: Any, lengths_A: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Return sin(f x) / r times the cut-off polynomial, and its derivative by r; x = r / r_cut."""
     x = lengths_A * radial.inv_cutoff
-    frequencies = radial.frequencies.detach().double()
     phase = x * frequencies
     over_r = radial.norm_const / lengths_A
     envelope, envelope_slope = _envelope(radial.smooth_cutoff, lengths_A)
@@ -146,10 +226,9 @@ def _envelope(smooth: Any, lengths_A: Tensor) -> tuple[Tensor, Tensor]:
     return value * inside, slope * inside / smooth.cutoff
 
 
-def _fourier(fourier: Any, cosines: Tensor) -> tuple[Tensor, Tensor]:
+def _fourier(_: Any, cosines: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Return 1/√2, sin(f θ), cos(f θ), over √π, and their derivatives by cos θ."""
     inner = cosines * ACOS_MARGIN
-    frequencies = fourier.frequencies.detach().double()
     phase = torch.acos(inner) * frequencies
     by_cosine = -ACOS_MARGIN / torch.sqrt(1 - inner**2)
     sine, cosine = torch.sin(phase), torch.cos(phase)

@@ -34,7 +34,7 @@ ROWS_IN_CACHE = 1024
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Rows of the table that each row sums, (rows, 2 or 3), and what receives its message."""
 
     gather: np.ndarray
@@ -42,7 +42,7 @@ class _Rows:
 
 
 @dataclass
-class _State:
+class State:
     """Features during a forward pass, or k derivatives by them on the way back."""
 
     atoms: Tensor
@@ -52,7 +52,7 @@ class _State:
     pair_weights: Tensor
 
 
-_Tape = list[tuple[slice, "Tensor | None", "Tensor"]]
+Tape = list[tuple[slice, "Tensor | None", "Tensor"]]
 """Rows, input of the hidden layer and of the last activations, for each block of a layer."""
 
 
@@ -63,22 +63,25 @@ class Network:
     ----------
     model
         A chgnet model for which :func:`is_supported` is true.
+    differentiable
+        Keep how the arranged weights follow from those of the model.
     """
 
-    def __init__(self, model: CHGNet) -> None:
+    def __init__(self, model: CHGNet, *, differentiable: bool = False) -> None:
         self.model = model
         d, b = model.atom_fea_dim, model.bond_fea_dim
         a = model.angle_embedding.out_features
-        self.atom_convs = [
-            arrange(x, x.twoBody_atom, [d, b, d], (0, 2)) for x in model.atom_conv_layers
-        ]
-        self.bond_convs = [
-            arrange(x, x.twoBody_bond, [b, b, a, d], (0, 1)) for x in model.bond_conv_layers
-        ]
-        self.angle_updates = [  # nothing reads what the last one would update
-            arrange(x, x.twoBody_bond, [b, b, a, d], (0, 1))
-            for x in list(model.angle_layers)[: len(self.bond_convs) - 1]
-        ]
+        with torch.set_grad_enabled(differentiable):
+            self.atom_convs = [
+                arrange(x, x.twoBody_atom, [d, b, d], (0, 2)) for x in model.atom_conv_layers
+            ]
+            self.bond_convs = [
+                arrange(x, x.twoBody_bond, [b, b, a, d], (0, 1)) for x in model.bond_conv_layers
+            ]
+            self.angle_updates = [  # nothing reads what the last one would update
+                arrange(x, x.twoBody_bond, [b, b, a, d], (0, 1))
+                for x in list(model.angle_layers)[: len(self.bond_convs) - 1]
+            ]
 
 
 class Forward:
@@ -107,7 +110,7 @@ class Forward:
         self._basis = bases.expand(model, graph)
         self._bonds, self._pairs = _bond_rows(graph), _pair_rows(graph)
         self._n_short = graph.n_short
-        self._tapes: list[_Tape] = []
+        self._tapes: list[Tape] = []
         with torch.no_grad():
             atoms = self._convolve(torch.as_tensor(graph.numbers - 1))
         self._atoms = atoms.requires_grad_()
@@ -149,7 +152,7 @@ class Forward:
         self._short_weights = [
             short_weights.index_select(0, bond) for bond in (basis.bond_1, basis.bond_2)
         ]
-        state = _State(
+        state = State(
             atoms=model.atom_embedding(species),
             bonds=model.bond_embedding(basis.radial),
             angles=model.angle_embedding(basis.angular),
@@ -170,7 +173,7 @@ class Forward:
         bond_weights, pair_weights = self._weights
         k, n_pairs, b = len(atoms), len(pair_weights), model.bond_embedding.out_features
         n_angles = 2 * n_pairs if network.angle_updates else n_pairs
-        state = _State(
+        state = State(
             atoms=atoms,
             bonds=atoms.new_zeros(k, len(bond_weights), b),
             angles=atoms.new_zeros(k, n_angles, model.angle_embedding.out_features),
@@ -203,7 +206,7 @@ class Forward:
             angular=state.angles @ model.angle_embedding.weight,
         )
 
-    def _atom_conv(self, layer: Layer, state: _State) -> Tensor:
+    def _atom_conv(self, layer: Layer, state: State) -> Tensor:
         n, h2 = len(state.atoms), len(layer.bias)
         table = (state.atoms @ layer.table).view(n, 2, h2)
         table[:, 0] += layer.bias
@@ -223,7 +226,7 @@ class Forward:
         return state.atoms + total
 
     def _atom_conv_back(
-        self, layer: Layer, state: _State, tape: _Tape, *, is_first: bool = False
+        self, layer: Layer, state: State, tape: Tape, *, is_first: bool = False
     ) -> None:
         k, n, _ = state.atoms.shape
         h2 = len(layer.bias)
@@ -243,7 +246,7 @@ class Forward:
         if not is_first:
             state.atoms = state.atoms + by_table.view(k, n, 2 * h2) @ layer.table.T
 
-    def _bond_conv(self, layer: Layer, state: _State) -> Tensor:
+    def _bond_conv(self, layer: Layer, state: State) -> Tensor:
         total = self._send(
             layer,
             self._pairs,
@@ -258,7 +261,7 @@ class Forward:
         bonds[: self._n_short] += total if layer.out is None else total @ layer.out
         return bonds
 
-    def _bond_conv_back(self, layer: Layer, state: _State, tape: _Tape) -> None:
+    def _bond_conv_back(self, layer: Layer, state: State, tape: Tape) -> None:
         by_total = state.bonds[:, : self._n_short]
         by_table = self._by_pair_table(layer, state)
         self._send_back(
@@ -274,22 +277,20 @@ class Forward:
         )
         self._add_pair_table(layer, state, by_table)
 
-    def _angle_update(self, layer: Layer, state: _State) -> Tensor:
+    def _angle_update(self, layer: Layer, state: State) -> Tensor:
         rows = self._pairs
         table = self._pair_table(layer, state)
         after = state.angles.new_empty(len(rows.into), state.angles.shape[1])
-        tape: _Tape = []
-        for part in _blocks(len(rows.into)):
-            before = state.angles[_shared(part, state.angles, rows)]
+        tape: Tape = []
+        for part in blocks(len(rows.into)):
+            before = state.angles[shared_part(part, state.angles, rows)]
             y, z = _open(layer, table, rows.gather[part], before @ layer.inputs[2])
             kernels.update_rows(z.numpy(), *layer.norm, before.numpy(), after[part].numpy())
             tape.append((part, y, z))
         self._tapes.append(tape)
         return after
 
-    def _angle_update_back(
-        self, layer: Layer, state: _State, tape: _Tape, *, is_first: bool
-    ) -> None:
+    def _angle_update_back(self, layer: Layer, state: State, tape: Tape, *, is_first: bool) -> None:
         rows, by_rows = self._pairs, state.angles
         by_table = self._by_pair_table(layer, state)
         k, n, width = by_rows.shape
@@ -307,7 +308,7 @@ class Forward:
                 no_weights[None].numpy(),
                 back.numpy(),
             )
-            own = _shared(part, by_angles[0], rows)
+            own = shared_part(part, by_angles[0], rows)
             by_extra = _close(
                 layer, y, back, rows.gather[part], by_table, n_extra=own.stop - own.start
             )
@@ -318,7 +319,7 @@ class Forward:
     def _send(
         self,
         layer: Layer,
-        rows: _Rows,
+        rows: Rows,
         *,
         table: Tensor,
         shared: Tensor,
@@ -328,14 +329,14 @@ class Forward:
     ) -> Tensor:
         """Return the sums of weighted messages, and leave a tape."""
         total = table.new_zeros(n_targets, weights.shape[1])
-        tape: _Tape = []
-        for part in _blocks(len(rows.into)):
-            extra = shared[_shared(part, shared, rows)] @ shared_weight
+        tape: Tape = []
+        for part in blocks(len(rows.into)):
+            extra = shared[shared_part(part, shared, rows)] @ shared_weight
             y, z = _open(layer, table, rows.gather[part], extra)
             kernels.send_messages(
                 z.numpy(),
                 *layer.norm,
-                weights[_shared(part, weights, rows)].numpy(),
+                weights[shared_part(part, weights, rows)].numpy(),
                 rows.into[part],
                 total.numpy(),
             )
@@ -346,8 +347,8 @@ class Forward:
     def _send_back(
         self,
         layer: Layer,
-        rows: _Rows,
-        tape: _Tape,
+        rows: Rows,
+        tape: Tape,
         *,
         by_total: Tensor,
         weights: Tensor,
@@ -359,7 +360,7 @@ class Forward:
         """Add derivatives by all that entered :meth:`_send`."""
         k = len(by_total)
         for part, y, z in tape:
-            pairs = _shared(part, weights, rows)
+            pairs = shared_part(part, weights, rows)
             back = z.new_empty(2, k, *z.shape[1:])
             by_weight = z.new_zeros(k, pairs.stop - pairs.start, z.shape[2])
             kernels.return_messages(
@@ -372,13 +373,13 @@ class Forward:
                 back.numpy(),
             )
             by_weights[:, pairs] += by_weight
-            own = _shared(part, by_shared[0], rows)
+            own = shared_part(part, by_shared[0], rows)
             by_extra = _close(
                 layer, y, back, rows.gather[part], by_table, n_extra=own.stop - own.start
             )
             by_shared[:, own] += by_extra @ shared_weight.T
 
-    def _pair_table(self, layer: Layer, state: _State) -> Tensor:
+    def _pair_table(self, layer: Layer, state: State) -> Tensor:
         """Return what pairs gather: left and right parts of each short bond, then apex atoms."""
         h2 = len(layer.bias)
         s, n = self._n_short, len(state.atoms)
@@ -387,11 +388,11 @@ class Forward:
         torch.addmm(layer.bias, state.atoms, layer.inputs[3], out=table[2 * s :])
         return table
 
-    def _by_pair_table(self, layer: Layer, state: _State) -> Tensor:
+    def _by_pair_table(self, layer: Layer, state: State) -> Tensor:
         k, n, _ = state.atoms.shape
         return state.atoms.new_zeros(k, 2 * self._n_short + n, len(layer.bias))
 
-    def _add_pair_table(self, layer: Layer, state: _State, by_table: Tensor) -> None:
+    def _add_pair_table(self, layer: Layer, state: State, by_table: Tensor) -> None:
         k, s = len(by_table), self._n_short
         by_bonds = by_table[:, : 2 * s].reshape(k, s, -1)
         state.bonds[:, :s] += by_bonds @ layer.table.T
@@ -430,13 +431,13 @@ def _close(
     return by_extra
 
 
-def _blocks(n: int) -> Iterator[slice]:
+def blocks(n: int) -> Iterator[slice]:
     """Yield blocks of rows that fit into the cache, never half a pair."""
     for start in range(0, n, ROWS_IN_CACHE):
         yield slice(start, min(n, start + ROWS_IN_CACHE))
 
 
-def _shared(part: slice, values: Tensor, rows: _Rows) -> slice:
+def shared_part(part: slice, values: Tensor, rows: Rows) -> slice:
     """Return the part of values, one for each row or each pair, that belongs to rows."""
     share = len(rows.into) // len(values)
     return slice(part.start // share, part.stop // share)
@@ -446,14 +447,14 @@ def _side_by_side(*columns: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1).reshape(-1)
 
 
-def _bond_rows(graph: Graph) -> _Rows:
+def _bond_rows(graph: Graph) -> Rows:
     starts = _side_by_side(graph.first, graph.second)
     ends = _side_by_side(graph.second, graph.first)
-    return _Rows(np.stack([2 * starts, 2 * ends + 1], axis=1), starts)
+    return Rows(np.stack([2 * starts, 2 * ends + 1], axis=1), starts)
 
 
-def _pair_rows(graph: Graph) -> _Rows:
+def _pair_rows(graph: Graph) -> Rows:
     left = _side_by_side(graph.bond_1, graph.bond_2)
     right = _side_by_side(graph.bond_2, graph.bond_1)
     atoms = 2 * graph.n_short + np.repeat(graph.apex, 2)
-    return _Rows(np.stack([2 * left, 2 * right + 1, atoms], axis=1), left)
+    return Rows(np.stack([2 * left, 2 * right + 1, atoms], axis=1), left)

@@ -30,7 +30,7 @@ _BIAS, _LARGEST = 127, _REAL(126)
 _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (_REAL(x) for x in np.cumprod(np.log(2) / np.arange(1, 8)))
 
 # sums may be reordered, and products fused with sums; infinities and NaN stay what they are
-_compile = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+compiled = njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 
 
 @intrinsic
@@ -44,7 +44,7 @@ def _float_of_bits(_context: Any, bits: Any) -> Any:
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
-def _t(y: Any) -> Any:
+def one_plus_tanh(y: Any) -> Any:
     """Return 1 + tanh(y), to single precision: 2 / (1 + exp(-2 y))."""
     power = min(max(y * _MINUS_TWO_LOG2_E, -_LARGEST), _LARGEST)
     shifted = np.int32(power + _REAL(_BIAS + 0.5))
@@ -54,7 +54,7 @@ def _t(y: Any) -> Any:
     return _TWO / (_ONE + (_ONE + x * series) * scale)
 
 
-@_compile
+@compiled
 def gather_rows(table: np.ndarray, gather: np.ndarray, extra: np.ndarray, out: np.ndarray) -> None:
     """Sum rows of a table and what a pair of rows shares: ``out`` (2, n, d), core and gate.
 
@@ -84,16 +84,16 @@ def gather_rows(table: np.ndarray, gather: np.ndarray, extra: np.ndarray, out: n
                     out[half, r, j] += table[c, start + j]
 
 
-@_compile
+@compiled
 def hidden_layer(y: np.ndarray, hidden: np.ndarray) -> None:
     """Write silu(2 y) into ``hidden``; any shapes that are the same."""
     y, hidden = y.reshape(-1), hidden.reshape(-1)
     for i in range(len(y)):
-        hidden[i] = y[i] * _t(y[i])
+        hidden[i] = y[i] * one_plus_tanh(y[i])
 
 
-@_compile
-def _open_row(  # noqa: PLR0917
+@compiled
+def open_row(  # noqa: PLR0917
     z: np.ndarray,
     r: int,
     scale: np.ndarray,
@@ -118,7 +118,7 @@ def _open_row(  # noqa: PLR0917
             y[half, j] = z[half, r, j] * spread * scale[half, j] + shift[half, j]
 
 
-@_compile
+@compiled
 def send_messages(  # noqa: PLR0917
     z: np.ndarray,
     scale: np.ndarray,
@@ -148,14 +148,14 @@ def send_messages(  # noqa: PLR0917
     _, n, d = z.shape
     y = np.empty((2, d + 1), _REAL)
     for r in range(n):
-        _open_row(z, r, scale, shift, epsilon, y)
+        open_row(z, r, scale, shift, epsilon, y)
         target, pair = into[r], r // 2
         for j in range(d):
-            message = y[0, j] * _t(y[0, j]) * _t(y[1, j]) * _HALF
+            message = y[0, j] * one_plus_tanh(y[0, j]) * one_plus_tanh(y[1, j]) * _HALF
             total[target, j] += message * weights[pair, j]
 
 
-@_compile
+@compiled
 def update_rows(  # noqa: PLR0917
     z: np.ndarray,
     scale: np.ndarray,
@@ -169,13 +169,13 @@ def update_rows(  # noqa: PLR0917
     y = np.empty((2, d + 1), _REAL)
     share = n // len(before)
     for r in range(n):
-        _open_row(z, r, scale, shift, epsilon, y)
+        open_row(z, r, scale, shift, epsilon, y)
         for j in range(d):
-            message = y[0, j] * _t(y[0, j]) * _t(y[1, j]) * _HALF
+            message = y[0, j] * one_plus_tanh(y[0, j]) * one_plus_tanh(y[1, j]) * _HALF
             out[r, j] = before[r // share, j] + message
 
 
-@_compile
+@compiled
 def _slopes_of_row(  # noqa: PLR0917
     z: np.ndarray,
     r: int,
@@ -186,10 +186,10 @@ def _slopes_of_row(  # noqa: PLR0917
     slope: np.ndarray,
 ) -> None:
     """Write the message of row r, and its derivative by ``z`` scaled, into ``slope`` (3, d)."""
-    _open_row(z, r, scale, shift, epsilon, y)
+    open_row(z, r, scale, shift, epsilon, y)
     d = z.shape[2]
     for j in range(d):
-        t, opening = _t(y[0, j]), _t(y[1, j])
+        t, opening = one_plus_tanh(y[0, j]), one_plus_tanh(y[1, j])
         core = y[0, j] * t
         message = core * opening * _HALF
         slope[2, j] = message
@@ -197,19 +197,21 @@ def _slopes_of_row(  # noqa: PLR0917
         slope[1, j] = message * (_TWO - opening) * (scale[1, j] * y[1, d])
 
 
-@_compile
-def _through_norm(back: np.ndarray, z: np.ndarray, spread: float) -> None:
-    """Take from gradients (d,) what a layer norm loses: their part along its output."""
-    d = len(z)
+@compiled
+def _through_norm(  # noqa: PLR0917
+    back: np.ndarray, half: int, q: int, r: int, z: np.ndarray, spread: float
+) -> None:
+    """Take from gradients of a row what a layer norm loses: their part along its output."""
+    d = z.shape[2]
     along = _REAL(0)
     for j in range(d):
-        along += back[j] * z[j]
+        along += back[half, q, r, j] * z[half, r, j]
     along *= spread * spread / _REAL(d)
     for j in range(d):
-        back[j] -= along * z[j]
+        back[half, q, r, j] -= along * z[half, r, j]
 
 
-@_compile
+@compiled
 def return_messages(  # noqa: PLR0917
     z: np.ndarray,
     scale: np.ndarray,
@@ -239,24 +241,24 @@ def return_messages(  # noqa: PLR0917
     _, n, d = z.shape
     y = np.empty((2, d + 1), _REAL)
     slope = np.empty((3, d), _REAL)
-    weight = np.ones(d, _REAL)
+    weighted = len(weights) > 0
     for r in range(n):
         _slopes_of_row(z, r, scale, shift, epsilon, y, slope)
         pair, source = r // 2, into[r]
-        if len(weights) > 0:
-            weight[:] = weights[pair]
-            for q in range(len(by_total)):
-                for j in range(d):
-                    by_weights[q, pair, j] += by_total[q, source, j] * slope[2, j]
         for q in range(len(by_total)):
-            for half in range(2):
-                for j in range(d):
-                    back[half, q, r, j] = by_total[q, source, j] * weight[j] * slope[half, j]
-                if epsilon > 0:
-                    _through_norm(back[half, q, r], z[half, r], y[half, d])
+            for j in range(d):
+                total = by_total[q, source, j]
+                if weighted:
+                    by_weights[q, pair, j] += total * slope[2, j]
+                    total *= weights[pair, j]
+                back[0, q, r, j] = total * slope[0, j]
+                back[1, q, r, j] = total * slope[1, j]
+            if epsilon > 0:
+                for half in range(2):
+                    _through_norm(back, half, q, r, z, y[half, d])
 
 
-@_compile
+@compiled
 def return_hidden(y: np.ndarray, back: np.ndarray) -> None:
     """Multiply gradients (2, k, n, h) by the derivative of :func:`hidden_layer` at ``y``."""
     _, n, h = y.shape
@@ -264,14 +266,14 @@ def return_hidden(y: np.ndarray, back: np.ndarray) -> None:
     for half in range(2):
         for r in range(n):
             for j in range(h):
-                t = _t(y[half, r, j])
+                t = one_plus_tanh(y[half, r, j])
                 slope[j] = t + y[half, r, j] * t * (_TWO - t)
             for q in range(back.shape[1]):
                 for j in range(h):
                     back[half, q, r, j] *= slope[j]
 
 
-@_compile
+@compiled
 def return_rows(
     back: np.ndarray, gather: np.ndarray, by_table: np.ndarray, by_extra: np.ndarray
 ) -> None:

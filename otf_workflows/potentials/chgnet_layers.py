@@ -5,14 +5,14 @@ Used by :mod:`otf_workflows.potentials.chgnet_fused`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    import numpy as np
     from chgnet.model import CHGNet
     from torch import Tensor
 
@@ -59,8 +59,8 @@ class Layer:
     table: Tensor
     second: Tensor | None
     second_bias: Tensor | None
-    scale: np.ndarray
-    shift: np.ndarray
+    scale: Tensor
+    shift: Tensor
     epsilon: float
     out: Tensor | None
     out_bias: Tensor | None
@@ -68,21 +68,36 @@ class Layer:
     @property
     def norm(self) -> tuple[np.ndarray, np.ndarray, float]:
         """What the kernels need of the layer norms."""
-        return self.scale, self.shift, self.epsilon
+        return self.scale.detach().numpy(), self.shift.detach().numpy(), self.epsilon
+
+    def tensors(self) -> list[Tensor]:
+        """Return all weights there are, always in the same order."""
+        rest = [getattr(self, field.name) for field in fields(self) if field.name != "inputs"]
+        return [*self.inputs, *(value for value in rest if isinstance(value, torch.Tensor))]
+
+    def zeros(self) -> Layer:
+        """Return zeros in the place of all weights, to add derivatives to."""
+        rest = {
+            field.name: torch.zeros_like(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, inputs=tuple(map(torch.zeros_like, self.inputs)), **rest)
 
 
 def arrange(layer: Any, gate: Any, widths: list[int], gathered: tuple[int, int]) -> Layer:
     """Return the weights of a layer of chgnet whose inputs have these widths.
 
     A layer norm takes the mean of its input away. Taken from the weights in front, once, it is
-    away for all rows, and from their derivatives.
+    away for all rows, and from their derivatives. What is returned can be differentiated by the
+    weights of the layer.
     """
     halves = [_without_dropout(mlp) for mlp in (gate.mlp_core, gate.mlp_gate)]
-    like = halves[0][0].weight.detach()
+    like = halves[0][0].weight
     norms = [norm for norm in (gate.bn1, gate.bn2) if norm is not None]
 
     def stacked(index: int, name: str) -> Tensor:
-        return torch.stack([getattr(layers[index], name).detach().double() for layers in halves])
+        return torch.stack([getattr(layers[index], name) for layers in halves]).double()
 
     def last(values: Tensor) -> Tensor:
         return values - values.mean(dim=1, keepdim=True) if norms else values / 2
@@ -91,26 +106,25 @@ def arrange(layer: Any, gate: Any, widths: list[int], gathered: tuple[int, int])
     second = second_bias = out = out_bias = None
     if len(halves[0]) > 1:
         first, bias = first / 2, bias / 2
-        second = last(stacked(-1, "weight")).transpose(1, 2).to(like).contiguous()
-        second_bias = last(stacked(-1, "bias"))[:, None].to(like)
+        second = last(stacked(-1, "weight")).transpose(1, 2).to(like.dtype).contiguous()
+        second_bias = last(stacked(-1, "bias"))[:, None].to(like.dtype)
     else:
         first, bias = last(first), last(bias)
     if getattr(layer, "use_mlp_out", False):
         linear = list(layer.mlp_out.layers)[-1]
-        out = linear.weight.detach().T.contiguous()
-        out_bias = None if linear.bias is None else linear.bias.detach()
+        out = linear.weight.T.contiguous()
+        out_bias = linear.bias
     d = gate.mlp_core.layers[-1].out_features
-    scale, shift = np.ones((2, d), np.float32), np.zeros((2, d), np.float32)
+    scale, shift = like.new_ones(2, d), like.new_zeros(2, d)
     if norms:
         scale, shift = (
-            np.stack([getattr(norm, name).detach().numpy() / 2 for norm in norms])
-            for name in ("weight", "bias")
+            torch.stack([getattr(norm, name) for norm in norms]) / 2 for name in ("weight", "bias")
         )
-    flat = first.reshape(-1, first.shape[2])
-    inputs = tuple(w.T.to(like).contiguous() for w in flat.split(widths, dim=1))
+    flat = first.reshape(-1, first.shape[2]).T.to(like.dtype).contiguous()
+    inputs = flat.split(widths)
     return Layer(
         inputs=inputs,
-        bias=bias.flatten().to(like),
+        bias=bias.flatten().to(like.dtype),
         table=torch.cat([inputs[g] for g in gathered], dim=1),
         second=second,
         second_bias=second_bias,

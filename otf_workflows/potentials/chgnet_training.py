@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from otf_workflows.potentials import chgnet_forward as net
+from otf_workflows.potentials import chgnet_fused as fused
+from otf_workflows.potentials import chgnet_fused_training as fused_training
 from otf_workflows.potentials.chgnet_graph import build_graph
 from otf_workflows.potentials.trainable import Trainable
 
@@ -49,6 +51,15 @@ class TrainableCHGNet(Trainable):
     def site_energies(self, graph: Graph, vectors_A: Tensor) -> Tensor:
         """Return site energies of the reordered forward pass."""
         return net.forward(self.network, graph, vectors_A).site_energies_eV
+
+    def evaluate(self, graph: Graph, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+        """Return site energies and slopes from the compiled passes where they serve."""
+        if not fused.is_supported(self.network):
+            return super().evaluate(graph, differentiable=differentiable)
+        if differentiable:
+            return fused_training.evaluate(self.network, graph)
+        output = fused.Forward(fused.Network(self.network), graph)
+        return output.site_energies_eV, output.slopes(net.last_weights(self.network)[None])[0]
 
     def randomise(self, *, seed: int) -> None:
         """Draw all weights as chgnet's constructor does."""

@@ -1,8 +1,8 @@
 """Energies, forces and stresses that can be differentiated by the weights, for training.
 
 Graphs and forward pass are those of inference, of whatever family; one derivative by the bond
-vectors gives forces and stress together. For CHGNet, a training step costs a third of one with
-chgnet's own classes.
+vectors gives forces and stress together. For CHGNet, a training step on a CPU costs a quarter to a
+third of one with chgnet's own classes (``benchmarks/training.py``).
 """
 
 from __future__ import annotations
@@ -86,19 +86,15 @@ def energy_force_stress(
     def tensor(array: object, dtype: torch.dtype | None = None) -> Tensor:
         return torch.as_tensor(array, dtype=dtype, device=like.device)
 
-    vectors = tensor(graph.vectors_A).clone().requires_grad_()
-    sites = trainable.site_energies(graph, vectors)
-    (slope,) = torch.autograd.grad(sites.sum(), vectors, create_graph=differentiable)
+    sites, slope = trainable.evaluate(graph, differentiable=differentiable)
     slope = slope.to(like.dtype)
-    if not differentiable:
-        sites = sites.detach()
     owners, first, second = (tensor(x) for x in (graph.owners, graph.first, graph.second))
     n_atoms = torch.bincount(owners, minlength=graph.n_structures)
     energies = sites.new_zeros(graph.n_structures).index_add(0, owners, sites) / n_atoms
     # vectors point from first to second
     forces = slope.new_zeros(len(graph.numbers), 3)
     forces = forces.index_add(0, first, slope).index_add(0, second, -slope)
-    products = vectors.detach().to(like.dtype)[:, :, None] * slope[:, None, :]
+    products = tensor(graph.vectors_A, like.dtype)[:, :, None] * slope[:, None, :]
     virials = slope.new_zeros(graph.n_structures, 3, 3).index_add(0, owners[first], products)
     stresses = virials * (GPA_PER_EV_A3 / tensor(graph.volumes_A3, like.dtype))[:, None, None]
     return energies, forces, stresses

@@ -83,6 +83,17 @@ def test_gradients_of_a_force_loss_by_the_weights_are_those_of_chgnet(chgnet, si
         torch.testing.assert_close(found, value, rtol=5e-3, atol=1e-4 * largest, msg=name)
 
 
+def test_the_compiled_passes_train_as_autograd_does(chgnet, small, tuned, monkeypatch):
+    from otf_workflows.potentials.chgnet_training import TrainableCHGNet
+    from otf_workflows.potentials.trainable import Trainable
+
+    monkeypatch.setattr(TrainableCHGNet, "evaluate", Trainable.evaluate)
+    slow = finetune(chgnet, small, rules=RULES, seed=1)
+    for ours, theirs in zip(tuned.history, slow.history, strict=True):
+        assert ours == pytest.approx(theirs, rel=0.02)
+    assert slow.history != tuned.history
+
+
 def test_two_trainings_give_the_same_bytes_and_leave_the_parent_alone(chgnet, small, tuned):
     before = weights(chgnet)
     again = finetune(chgnet, small, rules=RULES, seed=1)
