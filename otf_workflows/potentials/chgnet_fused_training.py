@@ -28,6 +28,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from otf_workflows.potentials import chgnet_basis as bases
+from otf_workflows.potentials import chgnet_forward as net
 from otf_workflows.potentials import chgnet_kernels as kernels
 from otf_workflows.potentials import chgnet_training_kernels as both
 from otf_workflows.potentials.chgnet_fused import (
@@ -95,8 +96,8 @@ class _Evaluation(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.weights = weights
         ctx.passes = _Passes(network, graph)
-        last = network.model.mlp.layers[-1].weight.detach()
-        return ctx.passes.site_energies_eV, ctx.passes.slopes(last)[0]
+        (slopes,) = ctx.passes.slopes(net.last_weights(network.model)[None])
+        return ctx.passes.site_energies_eV, slopes
 
     @staticmethod
     @once_differentiable
@@ -334,8 +335,7 @@ class _Passes(Forward):
                 state.bond_weights[:, pairs] += by_weight
             elif kept.kind is _Kind.BONDS:
                 state.pair_weights[:, pairs] += by_weight
-            if y is not None:
-                back = self._through_hidden(kept, y, y_rates, back)
+            back = self._through_hidden(kept, y, y_rates, back)
             by_extra = self._room("extra", 2, own.stop - own.start, by_table.shape[2])
             kernels.return_rows(
                 back.numpy(), at.rows.gather[part], by_table.numpy(), by_extra.numpy()
@@ -343,8 +343,19 @@ class _Passes(Forward):
             _add_product(by_shared_weight, at.shared[own], at.shared_rates[own], by_extra)
             by_shared[:, own] += by_extra @ at.shared_weight.T
 
-    def _through_hidden(self, kept: _Kept, y: Tensor, y_rates: Any, by_z: Tensor) -> Tensor:
+    def _through_hidden(
+        self, kept: _Kept, y: Tensor | None, y_rates: Tensor | None, by_z: Tensor
+    ) -> Tensor:
+        """Pull derivatives back through a hidden layer, if there is one."""
         layer, by = kept.layer, kept.by
+        if (
+            y is None
+            or y_rates is None
+            or layer.second is None
+            or by.second is None
+            or by.second_bias is None
+        ):
+            return by_z
         _, _, n, d = by_z.shape
         by_z = by_z.view(2, 2 * n, d)
         second = layer.second.transpose(1, 2)

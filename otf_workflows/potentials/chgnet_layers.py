@@ -77,7 +77,7 @@ class Layer:
 
     def zeros(self) -> Layer:
         """Return zeros in the place of all weights, to add derivatives to."""
-        rest = {
+        rest: dict[str, Any] = {
             field.name: torch.zeros_like(value)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
