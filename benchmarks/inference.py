@@ -164,12 +164,12 @@ def _peak_MB(which: str, name: str, n_atoms: int) -> float:
     gc.collect()
     # forget the peak of loading; getrusage cannot, and even inherits that of the parent
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status_MB("VmRSS")
+    before = status_MB("VmRSS")
     calculator.calculate(structure(name, n_atoms))
-    return _status_MB("VmHWM") - before
+    return status_MB("VmHWM") - before
 
 
-def _status_MB(field: str) -> float:
+def status_MB(field: str) -> float:
     """Return a size from the kernel's account of this process (MB)."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field):

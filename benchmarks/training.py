@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from inference import _status_MB as status_MB
-from inference import fastest, structure
+from inference import fastest, status_MB, structure
 
 from otf_workflows.campaign import TrainingRules
 from otf_workflows.potentials import load_potential
