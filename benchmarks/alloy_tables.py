@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otf_workflows.calibration import auroc_worst, spearman
+from otf_workflows.honesty import auroc_worst, spearman
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

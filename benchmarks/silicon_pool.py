@@ -35,8 +35,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otf_workflows.calibration import conformal_factor, coverage, spearman
+from otf_workflows.calibration import conformal_factor, coverage
 from otf_workflows.campaign import SelectionRules, TrainingRules
+from otf_workflows.honesty import spearman
 from otf_workflows.potentials import load_potential
 from otf_workflows.schemas import Calibration, Frame, LabelledFrame
 from otf_workflows.selection import select_frames

@@ -1,4 +1,4 @@
-r"""How honest is the uncertainty? Factor, floor, coverage, ranking, on labels never trained on.
+r"""What makes an uncertainty honest: factor and floor, fitted to labels never trained on.
 
 Per frame there is one error (the largest \|ΔF\| of an atom) and one raw σ (the largest of an
 atom). Split conformal prediction (Vovk et al., *Algorithmic Learning in a Random World*, 2005;
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
 from otf_workflows.errors import InputError
 from otf_workflows.schemas import Calibration
@@ -126,7 +125,7 @@ def calibrate(
     InputError
         If the two do not match, or are not numbers of the right sign.
     """
-    errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
+    errors, sigmas = checked_pair(errors_eV_A, sigmas_eV_A)
     ratio = floor_ratio(errors, sigmas, resolution_eV_A=resolution_eV_A)
     if ratio == 0:
         found = conformal_factor(errors, sigmas, nominal=nominal, resolution_eV_A=resolution_eV_A)
@@ -218,7 +217,7 @@ def conformal_factor(
 
     Parameters, what is returned without frames, and what is raised are those of :func:`calibrate`.
     """
-    errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
+    errors, sigmas = checked_pair(errors_eV_A, sigmas_eV_A)
     if not 0 < nominal < 1:
         raise InputError(f"The nominal coverage must be between 0 and 1, not {nominal:g}.")
     n = len(errors)
@@ -244,89 +243,11 @@ def coverage(
     resolution_eV_A: float = RESOLUTION_EV_A,
 ) -> float | None:
     """Return the share of frames whose error is below the calibrated σ; None without frames."""
-    errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
+    errors, sigmas = checked_pair(errors_eV_A, sigmas_eV_A)
     if not len(errors):
         return None
     covered = (errors <= resolution_eV_A) | (errors <= calibration.calibrated(sigmas))
     return float(covered.mean())
-
-
-def check_drift(
-    calibration: Calibration,
-    errors_eV_A: ArrayLike,
-    sigmas_eV_A: ArrayLike,
-    *,
-    significance: float = 0.05,
-) -> tuple[Calibration, str]:
-    """Check a calibration on a fresh batch, and tighten it if it promised too much.
-
-    One-sided binomial test: if so few covered frames would be seen with a probability below
-    ``significance`` although the promise holds, the calibrated σ is stretched, factor and floor
-    alike, until it covers the fresh batch as promised. One that is too large is left: it costs
-    labels, not trust.
-
-    Parameters
-    ----------
-    calibration
-        What was promised when the batch was chosen.
-    errors_eV_A, sigmas_eV_A
-        Worst-atom error and raw σ of the fresh frames, by the model that chose them.
-    significance
-        Level of the test.
-
-    Returns
-    -------
-    tuple
-        The calibration to use with ``measured`` filled in, and a sentence for a person.
-    """
-    errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
-    measured = coverage(errors, sigmas, calibration)
-    if measured is None:
-        return calibration, "No fresh labels: the uncertainty was not checked."
-    n = len(errors)
-    checked = calibration.model_copy(update={"measured": measured})
-    seen = (
-        f"{round(measured * n)} of {n} fresh errors were below the calibrated uncertainty "
-        f"({calibration.nominal:.0%} promised)"
-    )
-    test = stats.binomtest(round(measured * n), n, calibration.nominal, alternative="less")
-    if test.pvalue >= significance:
-        return checked, f"{seen}: the calibration stands."
-    honest = np.asarray(calibration.calibrated(sigmas))
-    stretch = conformal_factor(errors, honest, nominal=calibration.nominal).factor
-    return (
-        stretched(checked, stretch),
-        f"{seen}: over-confident, every uncertainty is read {max(stretch, 1.0):.2f} times larger.",
-    )
-
-
-def stretched(calibration: Calibration, times: float) -> Calibration:
-    """Return a calibration whose σ is ``times`` larger, factor and floor alike; never smaller."""
-    times = max(times, 1.0)
-    return calibration.model_copy(
-        update={
-            "factor": calibration.factor * times,
-            "floor_eV_A": calibration.floor_eV_A * times,
-        }
-    )
-
-
-def inherit_drift(challenger: Calibration, before: Calibration, after: Calibration) -> Calibration:
-    """Return a new model's calibration, widened by as much as its forerunner's had to be.
-
-    Both were calibrated in the same way, on labels of trusted and validation frames. If that way
-    promised too much on the frames that MD met next, it does so again.
-
-    Parameters
-    ----------
-    challenger
-        Of the new model.
-    before, after
-        Of the model it replaces: as promised, and as :func:`check_drift` left it.
-    """
-    if not before.n or not before.factor > 0:
-        return challenger
-    return stretched(challenger, after.factor / before.factor)
 
 
 def floor_warning(calibration: Calibration, tolerance_eV_A: float) -> str | None:
@@ -341,86 +262,7 @@ def floor_warning(calibration: Calibration, tolerance_eV_A: float) -> str | None
     )
 
 
-def reliability(
-    errors_eV_A: ArrayLike, sigmas_eV_A: ArrayLike, calibration: Calibration
-) -> dict[str, float]:
-    """Return expected (%) → measured share of errors below multiples of the calibrated σ.
-
-    The multiples are those that held these shares of the calibration labels. A calibration of
-    before they were kept has none: then they are what errors that scatter normally would need.
-    """
-    errors, sigmas = _pair(errors_eV_A, sigmas_eV_A)
-    if not len(errors):
-        return {}
-    unit = stats.halfnorm.ppf(calibration.nominal)
-    honest = np.asarray(calibration.calibrated(sigmas))
-    shares = {}
-    for level in LEVELS:
-        name = f"{100 * level:.0f}"
-        multiple = calibration.multiples.get(name, stats.halfnorm.ppf(level) / unit)
-        shares[name] = float((errors <= multiple * honest).mean())
-    return shares
-
-
-def spearman(errors: ArrayLike, scores: ArrayLike) -> float | None:
-    """Return the rank correlation of scores with errors; None if it is not defined."""
-    errors, scores = np.asarray(errors, dtype=float), np.asarray(scores, dtype=float)
-    if len(errors) < 3 or np.ptp(errors) == 0 or np.ptp(scores) == 0:
-        return None
-    return float(stats.spearmanr(errors, scores).statistic)
-
-
-def auroc_worst(errors: ArrayLike, scores: ArrayLike, *, fraction: float = 0.1) -> float | None:
-    """Return how well scores find the worst frames: 1 always, 0.5 by chance.
-
-    Probability that one of the worst ``fraction`` (at least one frame) has a higher score than
-    one of the others (the Mann-Whitney statistic). None for fewer than three frames.
-    """
-    errors, scores = np.asarray(errors, dtype=float), np.asarray(scores, dtype=float)
-    n = len(errors)
-    if n < 3:
-        return None
-    n_worst = max(1, round(fraction * n))
-    worst = np.zeros(n, dtype=bool)
-    worst[np.argsort(errors, kind="stable")[-n_worst:]] = True
-    statistic = stats.mannwhitneyu(scores[worst], scores[~worst]).statistic
-    return float(statistic / (n_worst * (n - n_worst)))
-
-
-def report(
-    errors_eV_A: ArrayLike,
-    sigmas_eV_A: ArrayLike,
-    worst_forces_eV_A: ArrayLike,
-    *,
-    calibration: Calibration,
-) -> dict[str, float]:
-    r"""Return all that is known of an uncertainty on a batch, beside the plain \|F\| baseline.
-
-    Where errors are mostly softening, they grow with the force, and \|F\| ranks as well as any
-    σ; a σ that does not beat it adds nothing. What is not defined for so few frames is left out.
-
-    Parameters
-    ----------
-    errors_eV_A, sigmas_eV_A, worst_forces_eV_A
-        Largest \|ΔF\|, raw σ and predicted \|F\| of an atom, for each frame (eV/Å), (n,).
-    calibration
-        As it was promised when the frames were chosen.
-    """
-    values = {
-        "n": float(len(np.atleast_1d(errors_eV_A))),
-        "nominal": calibration.nominal,
-        "coverage": coverage(errors_eV_A, sigmas_eV_A, calibration),
-        "spearman": spearman(errors_eV_A, sigmas_eV_A),
-        "spearman_baseline_force": spearman(errors_eV_A, worst_forces_eV_A),
-        "auroc_worst": auroc_worst(errors_eV_A, sigmas_eV_A),
-        "auroc_worst_baseline_force": auroc_worst(errors_eV_A, worst_forces_eV_A),
-    }
-    shares = reliability(errors_eV_A, sigmas_eV_A, calibration)
-    values |= {f"reliability_{level}": share for level, share in shares.items()}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _pair(errors: ArrayLike, sigmas: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def checked_pair(errors: ArrayLike, sigmas: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return both as arrays, or raise."""
     first, second = np.asarray(errors, dtype=float), np.asarray(sigmas, dtype=float)
     if first.ndim != 1 or first.shape != second.shape:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from otf_workflows import calibration as cal
+from otf_workflows import drift, honesty
 from otf_workflows.errors import InputError
 from otf_workflows.schemas import Calibration
 
@@ -42,7 +44,7 @@ def test_without_labels_it_says_uncalibrated():
     assert cal.conformal_factor([], []) == Calibration(factor=1.0, nominal=0.9, n=0)
     assert cal.coverage([], [], Calibration()) is None
     assert cal.calibrate([], []) == Calibration()
-    assert cal.check_drift(Calibration(), [], [])[1].startswith("No fresh labels")
+    assert drift.check_drift(Calibration(), [], [])[1].startswith("No fresh labels")
 
 
 def test_a_symmetric_crystal_does_not_blow_up_the_factor():
@@ -65,11 +67,35 @@ def test_useless_input_is_refused(errors, sigmas):
         cal.conformal_factor(errors, sigmas)
 
 
+@pytest.mark.parametrize(("n", "nominal"), [(4, 0.9), (9, 0.9), (31, 0.9), (20, 0.5)])
+def test_the_luck_of_few_labels_is_told(n, nominal):
+    rng = np.random.default_rng(n)
+    draws = np.array(
+        [
+            np.mean(
+                rng.random(400)
+                < cal.conformal_factor(
+                    rng.random(n), np.ones(n), nominal=nominal, resolution_eV_A=0.0
+                ).factor
+            )
+            for _ in range(2000)
+        ]
+    )
+    low, high = honesty.expected_coverage(n, nominal=nominal)
+    assert np.mean((low <= draws) & (draws <= high)) == pytest.approx(0.9, abs=0.03)
+    assert draws.mean() == pytest.approx(min(nominal, n / (n + 1)), abs=0.01)
+
+
+def test_nothing_is_promised_without_labels():
+    with pytest.raises(InputError, match="Without labels"):
+        honesty.expected_coverage(0)
+
+
 def test_over_confidence_on_a_fresh_batch_tightens_the_factor():
     rng = np.random.default_rng(1)
     calibration = cal.conformal_factor(*sample(50, rng=rng))
     fresh = sample(12, rng=rng, scale=4.0)
-    checked, sentence = cal.check_drift(calibration, *fresh)
+    checked, sentence = drift.check_drift(calibration, *fresh)
     assert checked.measured < 0.7
     assert checked.factor > calibration.factor
     assert cal.coverage(*fresh, checked) >= 0.9
@@ -79,11 +105,11 @@ def test_over_confidence_on_a_fresh_batch_tightens_the_factor():
 def test_a_good_batch_or_a_single_miss_leaves_the_factor():
     rng = np.random.default_rng(2)
     calibration = cal.conformal_factor(*sample(50, rng=rng))
-    checked, sentence = cal.check_drift(calibration, *sample(12, rng=rng, scale=0.3))
+    checked, sentence = drift.check_drift(calibration, *sample(12, rng=rng, scale=0.3))
     assert (checked.factor, checked.measured) == (calibration.factor, 1.0)
     assert "stands" in sentence
     one_miss = [10.0, 0.02, 0.02], [0.1, 0.1, 0.1]
-    assert cal.check_drift(calibration, *one_miss)[0].factor == calibration.factor
+    assert drift.check_drift(calibration, *one_miss)[0].factor == calibration.factor
 
 
 def test_normal_errors_are_reliable_at_all_levels():
@@ -91,7 +117,7 @@ def test_normal_errors_are_reliable_at_all_levels():
     sigmas = rng.uniform(0.05, 0.5, 20_000)
     errors = np.abs(rng.normal(size=20_000)) * sigmas
     calibration = cal.conformal_factor(errors, sigmas, resolution_eV_A=0.0)
-    for level, share in cal.reliability(errors, sigmas, calibration).items():
+    for level, share in honesty.reliability(errors, sigmas, calibration).items():
         assert share == pytest.approx(float(level) / 100, abs=0.01)
 
 
@@ -101,29 +127,29 @@ def test_reliability_is_read_at_the_shares_that_calibration_measured():
     sigmas = rng.uniform(0.05, 0.5, (2, 4000))
     errors = sigmas * rng.uniform(0.8, 1.2, (2, 4000))
     calibration = cal.calibrate(errors[0, :400], sigmas[0, :400])
-    for level, share in cal.reliability(errors[1], sigmas[1], calibration).items():
+    for level, share in honesty.reliability(errors[1], sigmas[1], calibration).items():
         assert share == pytest.approx(float(level) / 100, abs=0.06)
     bare = calibration.model_copy(update={"multiples": {}})
-    assert cal.reliability(errors[1], sigmas[1], bare)["50"] < 0.1
+    assert honesty.reliability(errors[1], sigmas[1], bare)["50"] < 0.1
 
 
 def test_ranking_scores_are_one_for_perfect_and_half_for_random():
     rng = np.random.default_rng(4)
     errors = rng.uniform(size=2000)
-    assert cal.spearman(errors, errors**3) == pytest.approx(1.0)
-    assert cal.auroc_worst(errors, errors**3) == pytest.approx(1.0)
+    assert honesty.spearman(errors, errors**3) == pytest.approx(1.0)
+    assert honesty.auroc_worst(errors, errors**3) == pytest.approx(1.0)
     noise = rng.uniform(size=2000)
-    assert abs(cal.spearman(errors, noise)) < 0.1
-    assert cal.auroc_worst(errors, noise) == pytest.approx(0.5, abs=0.06)
+    assert abs(honesty.spearman(errors, noise)) < 0.1
+    assert honesty.auroc_worst(errors, noise) == pytest.approx(0.5, abs=0.06)
 
 
 def test_the_report_has_the_force_baseline_and_leaves_out_what_is_undefined():
     errors, sigmas, forces = [0.1, 0.2, 0.3, 0.5], [0.1, 0.2, 0.3, 0.4], [2.0, 1.0, 3.0, 0.5]
-    full = cal.report(errors, sigmas, forces, calibration=Calibration(factor=1.1))
+    full = honesty.report(errors, sigmas, forces, calibration=Calibration(factor=1.1))
     assert full["spearman"] > full["spearman_baseline_force"]
     assert full["auroc_worst"] > full["auroc_worst_baseline_force"]
     assert full["coverage"] == 0.75
-    short = cal.report(errors[:2], sigmas[:2], forces[:2], calibration=Calibration(factor=1.1))
+    short = honesty.report(errors[:2], sigmas[:2], forces[:2], calibration=Calibration(factor=1.1))
     assert "spearman" not in short
     assert "auroc_worst" not in short
     assert not any("." in name or "$" in name for name in full)
@@ -138,7 +164,7 @@ def test_the_calibration_set_itself_is_always_covered_to_the_nominal_share(pairs
     result = cal.conformal_factor(errors, sigmas, nominal=nominal)
     # the factor lies between two ratios, so the one above it may be missed
     wanted = int((len(errors) + 1) * nominal) / len(errors)
-    assert cal.coverage(errors, sigmas, cal.stretched(result, 1 + 1e-12)) >= wanted - 1e-9
+    assert cal.coverage(errors, sigmas, drift.stretched(result, 1 + 1e-12)) >= wanted - 1e-9
 
 
 # -- floor ---------------------------------------------------------------------------------------
@@ -222,15 +248,15 @@ def test_a_floor_above_the_tolerance_is_said_with_what_to_do():
 def test_drift_stretches_factor_and_floor_and_the_next_model_inherits_it():
     before = Calibration(factor=2.0, floor_eV_A=0.03, n=20)
     errors, sigmas = np.full(10, 0.4), np.full(10, 0.05)
-    after, sentence = cal.check_drift(before, errors, sigmas)
-    assert cal.coverage(errors, sigmas, cal.stretched(after, 1 + 1e-12)) == 1.0
+    after, sentence = drift.check_drift(before, errors, sigmas)
+    assert cal.coverage(errors, sigmas, drift.stretched(after, 1 + 1e-12)) == 1.0
     assert after.floor_eV_A / after.factor == pytest.approx(0.015)
     assert "times larger" in sentence
     challenger = Calibration(factor=4.0, floor_eV_A=0.02, n=25)
-    heir = cal.inherit_drift(challenger, before, after)
+    heir = drift.inherit_drift(challenger, before, after)
     assert heir.factor / 4.0 == pytest.approx(after.factor / 2.0)
-    assert cal.inherit_drift(challenger, before, before) == challenger
-    assert cal.inherit_drift(challenger, Calibration(), after) == challenger
+    assert drift.inherit_drift(challenger, before, before) == challenger
+    assert drift.inherit_drift(challenger, Calibration(), after) == challenger
 
 
 # -- size of the cell ----------------------------------------------------------------------------
@@ -306,3 +332,21 @@ def test_a_calibration_of_an_older_campaign_reads_and_means_what_it_meant():
     assert old.calibrated(0.1) == 0.25
     assert old.of_frame([0.02, 0.1]) == 0.25
     np.testing.assert_array_equal(old.calibrated([0.1, 0.2]), [0.25, 0.5])
+
+
+def test_ranks_and_intervals_are_those_of_scipy():
+    rng = np.random.default_rng(5)
+    errors, scores = rng.integers(0, 9, 40) / 10.0, rng.integers(0, 9, 40) / 10.0
+    wanted = stats.spearmanr(errors, scores).statistic
+    assert honesty.spearman(errors, scores) == pytest.approx(wanted)
+    worst = np.zeros(40, dtype=bool)
+    worst[np.argsort(errors, kind="stable")[-4:]] = True
+    wanted = stats.mannwhitneyu(scores[worst], scores[~worst]).statistic / (4 * 36)
+    assert honesty.auroc_worst(errors, scores) == pytest.approx(wanted)
+    for covered in (0, 7, 12):
+        interval = stats.binomtest(covered, 12).proportion_ci(method="wilson")
+        assert honesty.wilson_interval(covered, 12) == pytest.approx((interval.low, interval.high))
+    low, high = honesty.expected_coverage(31)
+    assert (low, high) == pytest.approx(stats.beta.ppf([0.05, 0.95], 28.8, 3.2))
+    with pytest.raises(InputError, match="not a share"):
+        honesty.wilson_interval(3, 2)

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 
-from otf_workflows.report.words import scale
+from otf_workflows.report.words import calibration, scale
 from otf_workflows.schemas import now
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def environment() -> Environment:
     )
     made.filters.update(
         ago=ago, utc_text=utc_text, iso=iso, duration=duration, words=words, compact=compact,
-        plural=plural, scale=scale,
+        plural=plural, scale=scale, calibration=calibration,
     )  # fmt: skip
     made.globals.update(
         icon=icon,

@@ -130,7 +130,7 @@ def _in_use(
 
     Drift of the incumbent's uncertainty widens that of the challenger that replaces it.
     """
-    from otf_workflows.calibration import inherit_drift
+    from otf_workflows.drift import inherit_drift
 
     checked, sentence = _recheck(before, training)
     if not promoted:
@@ -151,7 +151,8 @@ def _recheck(calibration: Calibration, training: TrainingResult) -> tuple[Calibr
 
     An uncalibrated one (cold start) is calibrated here, if it stays.
     """
-    from otf_workflows.calibration import calibrate, check_drift, frame_pairs
+    from otf_workflows.calibration import calibrate, frame_pairs
+    from otf_workflows.drift import check_drift
 
     fresh = training.evaluation.get("incumbent/fresh")
     if not fresh:

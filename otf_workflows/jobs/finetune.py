@@ -160,7 +160,8 @@ def _calibration(held_out: Evaluation | None) -> Calibration:
 
 def _coverage(unseen: Evaluation | None, calibration: Calibration) -> dict[str, float]:
     """Return how honest the incumbent's uncertainty was on labels it had not seen."""
-    from otf_workflows.calibration import frame_pairs, report
+    from otf_workflows.calibration import frame_pairs
+    from otf_workflows.honesty import report
 
     if unseen is None:
         return {}

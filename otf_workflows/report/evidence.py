@@ -149,9 +149,7 @@ class Evidence:
 
     def coverage(self) -> Coverage | None:
         """Return how honest the calibrated uncertainty was; None if nothing tested it."""
-        from scipy.stats import binomtest
-
-        from otf_workflows.calibration import auroc_worst, spearman
+        from otf_workflows.honesty import auroc_worst, spearman, wilson_interval
 
         points = [point for point in self.uncertainty() if point.calibrated]
         if not points:
@@ -161,14 +159,14 @@ class Evidence:
             for name in ("sigma_eV_A", "error_eV_A", "force_eV_A")
         )
         covered = int((error <= sigma).sum())
-        low, high = binomtest(covered, len(points)).proportion_ci(method="wilson")
+        low, high = wilson_interval(covered, len(points))
         final = self._models.get(self.final)
         return Coverage(
             n=len(points),
             nominal=final.calibration.nominal if final else NOMINAL,
             measured=covered / len(points),
-            low=float(low),
-            high=float(high),
+            low=low,
+            high=high,
             spearman=spearman(error, sigma) if len(points) >= MIN_RANKED else None,
             spearman_force=spearman(error, force) if len(points) >= MIN_RANKED else None,
             auroc=auroc_worst(error, sigma) if len(points) >= MIN_RANKED else None,
@@ -178,7 +176,7 @@ class Evidence:
 
     def _levels(self) -> dict[str, float]:
         """Return the share of errors below each multiple of σ, all calibrated cycles together."""
-        from otf_workflows.calibration import reliability
+        from otf_workflows.honesty import reliability
 
         total, covered = 0, defaultdict[str, float](float)
         for calibration, points in self._unseen:

@@ -15,18 +15,17 @@ def reliability_diagram(coverage: Coverage | None) -> str | None:
 
     The bars are 95 % intervals of a share (Wilson 1927), which with few frames are wide.
     """
-    from scipy.stats import binomtest
+    from otf_workflows.honesty import wilson_interval
 
     if coverage is None or not coverage.levels:
         return None
     promised = [float(level) for level in coverage.levels]
     measured = [100 * share for share in coverage.levels.values()]
     intervals = [
-        binomtest(round(share * coverage.n), coverage.n).proportion_ci(method="wilson")
-        for share in coverage.levels.values()
+        wilson_interval(round(share * coverage.n), coverage.n) for share in coverage.levels.values()
     ]
-    below = [m - 100 * i.low for m, i in zip(measured, intervals, strict=True)]
-    above = [100 * i.high - m for m, i in zip(measured, intervals, strict=True)]
+    below = [m - 100 * low for m, (low, _) in zip(measured, intervals, strict=True)]
+    above = [100 * high - m for m, (_, high) in zip(measured, intervals, strict=True)]
     with drawing(360, 350) as figure:
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color=INK, lw=1.0, ls="--")

@@ -142,12 +142,16 @@ def scale(found: Calibration) -> str:
 
 def calibration(found: Calibration) -> str:
     """Return a calibration in words."""
+    from otf_workflows.honesty import expected_coverage
+
     if found.n == 0:
         return "not calibrated"
+    low, high = expected_coverage(found.n, nominal=found.nominal)
     parts = [
         scale(found),
         f"from {count(found.n, 'unseen label')}",
         f"meant to cover {percent(found.nominal)}",
+        f"by the luck of so few labels {percent(low)} to {percent(high)}",
     ]
     if found.n_atoms:
         parts.append(f"for the worst of {count(found.n_atoms, 'atom')}")

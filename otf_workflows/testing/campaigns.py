@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from otf_workflows.calibration import frame_pairs, report
+from otf_workflows.calibration import frame_pairs
 from otf_workflows.campaign import Budget, Campaign, Exploration
+from otf_workflows.honesty import report
 from otf_workflows.schemas import (
     CycleDocument,
     DatasetDocument,

@@ -83,7 +83,10 @@ def test_small_core_hours_are_not_rounded_to_nothing(hours, text):
 def test_a_calibration_says_its_floor_and_for_which_cell():
     assert words.calibration(Calibration()) == "not calibrated"
     plain = words.calibration(Calibration(factor=3.2, n=12))
-    assert plain == "σ × 3.2, from 12 unseen labels, meant to cover 90\u202f%"
+    assert plain == (
+        "σ × 3.2, from 12 unseen labels, meant to cover 90\u202f%, "
+        "by the luck of so few labels 74\u202f% to 99\u202f%"
+    )
     full = words.calibration(
         Calibration(factor=3.2, floor_eV_A=0.0182, n=1, n_atoms=8, measured=0.75)
     )

@@ -256,7 +256,7 @@ def honesty(view: CycleView) -> dict[str, float]:
 
     As the cycle recorded it; where it did not (production), from the points themselves.
     """
-    from otf_workflows.calibration import report
+    from otf_workflows.honesty import report
 
     if view.document.fresh_coverage or not view.points:
         return view.document.fresh_coverage
@@ -271,7 +271,7 @@ def honesty(view: CycleView) -> dict[str, float]:
 
 def reliability(view: CycleView) -> Figure:
     """Return measured against promised coverage at several multiples of σ."""
-    from scipy.stats import binomtest
+    from otf_workflows.honesty import wilson_interval
 
     found = honesty(view)
     levels = {
@@ -282,11 +282,8 @@ def reliability(view: CycleView) -> Figure:
     traces: list[dict[str, Any]] = []
     n = round(found.get("n", 0))
     if levels and n:
-        intervals = [
-            binomtest(round(share * n), n).proportion_ci(method="wilson")
-            for share in levels.values()
-        ]
-        low, high = [100 * i.low for i in intervals], [100 * i.high for i in intervals]
+        intervals = [wilson_interval(round(share * n), n) for share in levels.values()]
+        low, high = ([100 * end for end in ends] for ends in zip(*intervals, strict=True))
         measured = [100 * share for share in levels.values()]
         traces = [
             diagonal([0, 100], [0, 100]),
