@@ -97,7 +97,9 @@ class _Evaluation(torch.autograd.Function):
         ctx.weights = weights
         ctx.passes = _Passes(network, graph)
         (slopes,) = ctx.passes.slopes(net.last_weights(network.model)[None])
-        return ctx.passes.site_energies_eV, slopes
+        # What is returned knows this operation. If the passes held it too, they would hold
+        # themselves, and tens of megabytes of each step would wait for the garbage collector.
+        return ctx.passes.site_energies_eV.detach(), slopes
 
     @staticmethod
     @once_differentiable

@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -109,6 +111,25 @@ def test_the_same_gradient_twice_is_the_same_bits(trainable):
         gradients(model, graph, *trainable.evaluate(graph, differentiable=True)) for _ in range(2)
     )
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_step_leaves_nothing_to_the_garbage_collector(trainable, monkeypatch):
+    made = []
+
+    class Watched(fused_training._Passes):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(fused_training, "_Passes", Watched)
+    graph, model = graph_of(trainable, "salt"), trainable.network
+    gc.disable()
+    try:
+        gradients(model, graph, *trainable.evaluate(graph, differentiable=True))
+        (passes,) = made
+        assert passes() is None
+    finally:
+        gc.enable()
 
 
 def test_a_weight_that_is_not_trained_gets_no_gradient(trainable):
