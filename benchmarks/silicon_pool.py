@@ -1,6 +1,6 @@
 """Silicon as a pool whose labels are revealed on request: do we choose better than by chance?
 
-    python benchmarks/silicon_pool.py FOLDER --out RESULTS [--rounds 8 16 32 60] [--seeds 3]
+    python benchmarks/silicon_pool.py FOLDER --out RESULTS [--rounds 8 16 32 60] [--seeds 0 1 2]
 
 FOLDER holds ``training.json.gz`` (the pool: 214 structures) and ``test.json.gz`` (the published
 test set: 25) of the mlearn benchmark (Zuo et al., J. Phys. Chem. A 124, 731 (2020)). In each round
@@ -127,8 +127,6 @@ class Chain:
         self.strategy = strategy
         self.seed = seed
         self.args = args
-        few = strategy == "committee"
-        self.rounds = args.rounds[: args.committee_rounds] if few else args.rounds
 
     def first(self) -> dict[str, Any]:
         """Return the first batch."""
@@ -145,8 +143,8 @@ class Chain:
         picked = [*earlier.get("picked", []), *earlier["next"]]
         model = self._train(picked, len(picked), seed=self.seed)
         row = {"picked": picked, **measures(evaluate(model, self.pool.test))}
-        if number + 1 < len(self.rounds):
-            n = self.rounds[number + 1] - len(picked)
+        if number + 1 < len(self.args.rounds):
+            n = self.args.rounds[number + 1] - len(picked)
             # What calibrates heads is a batch that heads have chosen, not the cold start.
             factor = earlier["fresh_factor"] if number and self.strategy == "ours" else 1.0
             row |= self._next(model, picked, n, factor)
@@ -270,12 +268,12 @@ def run(pool: Pool, args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in read_rows(path)))
     settings = {"rounds": args.rounds, "epochs": args.epochs, "rate": args.learning_rate}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for number in range(len(args.rounds)):
             for strategy in args.strategies:
                 chain = Chain(pool, strategy, seed, args)
                 done = {(r["strategy"], r["seed"], r["round"]): r for r in read_rows(path)}
-                if (strategy, seed, number) in done or number >= len(chain.rounds):
+                if (strategy, seed, number) in done:
                     continue
                 earlier = done[strategy, seed, number - 1] if number else chain.first()
                 if earlier.get("settings", settings) != settings:
@@ -430,9 +428,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--rounds", type=int, nargs="+", default=[8, 16, 32, 60])
     parser.add_argument("--epochs", type=int, nargs="+", default=[24, 16, 12, 8])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
-    parser.add_argument("--committee-rounds", type=int, default=3, help="committees are dear")
     parser.add_argument("--learning-rate", type=float, default=TrainingRules().learning_rate)
     parser.add_argument("--table", action="store_true", help="only the table and the plot")
     args = parser.parse_args()
