@@ -49,6 +49,7 @@ from otf_workflows.settings import SITE_FILE_VARIABLE, load_site
 from otf_workflows.store import Store
 from otf_workflows.training import finetune
 from otf_workflows.types import Split
+from otf_workflows.uncertainty import worst_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -141,9 +142,18 @@ class Blocks:
 
 @dataclass
 class Judge:
-    """Compares models with the oracle, frame by frame."""
+    """Compares models with the oracle, frame by frame.
+
+    In cells larger than those labelled, the worst atom is the expected worst of as many atoms:
+    this is what σ is calibrated for.
+    """
 
     file: Path
+    n_atoms: int
+
+    def worst(self, vectors: np.ndarray) -> float:
+        """Return the largest length of a vector (n, 3), brought to the size of labelled cells."""
+        return worst_of(np.linalg.norm(vectors, axis=1), self.n_atoms)
 
     def truth(self, frames: Sequence[Atoms]) -> list[np.ndarray]:
         """Return the oracle's forces (eV/Å) of each frame."""
@@ -159,12 +169,12 @@ class Judge:
                 p.forces_eV_A - f for p, f in zip(model.predict_many(frames), truth, strict=True)
             ]
             errors[name] = {
-                "worst_eV_A": [float(np.linalg.norm(d, axis=1).max()) for d in found],
+                "worst_eV_A": [self.worst(d) for d in found],
                 "square_eV2_A2": [float((d**2).mean()) for d in found],
             }
         return {
             "errors": errors,
-            "worst_force_eV_A": [float(np.linalg.norm(f, axis=1).max()) for f in truth],
+            "worst_force_eV_A": [self.worst(f) for f in truth],
             "square_force_eV2_A2": [float((f**2).mean()) for f in truth],
         }
 
@@ -434,7 +444,7 @@ def main() -> None:
     blocks.get("campaign", run_campaign)
     site = load_site()
     with EmbeddedMongod(site.resolved_state_dir, database=site.database.name):
-        judge = Judge(options.oracle.resolve())
+        judge = Judge(options.oracle.resolve(), n_atoms=len(alloy(options.cell)))
         store = Store(connect(site))
         Proof(options, folder, blocks, judge, store, job_store(site)).measure()
     show(blocks.found, folder)

@@ -32,7 +32,11 @@ def test_a_sevennet_campaign_explores_labels_trains_and_promotes(
             "structure": Frame.from_atoms(bulk("LiCl", "rocksalt", a=5.14)),
             "seeding": Seeding(n_frames=5, rattle_A=0.1),
             "exploration": Exploration(
-                temperatures_K=[600], steps_per_cycle=20, timestep_fs=4, check_every=5
+                temperatures_K=[500, 600],
+                walkers_per_job=2,
+                steps_per_cycle=20,
+                timestep_fs=4,
+                check_every=5,
             ),
             "selection": SelectionRules(labels_per_cycle=3, audit_per_cycle=2, min_labels=2),
             "training": TrainingRules(epochs=10, batch_atoms=4),

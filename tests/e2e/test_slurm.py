@@ -46,7 +46,9 @@ def campaign():
         tolerance_eV_A=0.05,
         labels={"code": "espresso", "cutoff_Ry": 16, "kpoints": [2, 2, 2]},
         seeding=Seeding(n_frames=2),
-        exploration=Exploration(temperatures_K=[600], steps_per_cycle=40, check_every=10),
+        exploration=Exploration(
+            temperatures_K=[500, 600], walkers_per_job=2, steps_per_cycle=40, check_every=10
+        ),
         selection=SelectionRules(labels_per_cycle=2, audit_per_cycle=1, min_labels=1),
         training=TrainingRules(epochs=2),
         budget=Budget(max_cycles=1, max_labels=20),

@@ -42,7 +42,11 @@ def campaign():
         labels={"code": "ase", "calculator": "emt"},
         seeding=Seeding(n_frames=2),
         exploration=Exploration(
-            temperatures_K=[300, 900], steps_per_cycle=20, check_every=5, supercell=(1, 1, 1)
+            temperatures_K=[300, 600, 900],
+            walkers_per_job=2,  # one job for two of them, and one for the third
+            steps_per_cycle=20,
+            check_every=5,
+            supercell=(1, 1, 1),
         ),
         selection=SelectionRules(labels_per_cycle=3, audit_per_cycle=2, min_labels=2),
         training=TrainingRules(epochs=2),
