@@ -40,7 +40,7 @@ def run_locally(
     report
         Write the HTML report there at the end.
     tell
-        Called with a sentence on every step, ``print`` for instance.
+        Called with a sentence after every job and at the end, ``print`` for instance.
 
     Returns
     -------
@@ -73,17 +73,18 @@ def run_locally(
             )
         store = stack.enter_context(using(Store(connect(site))))
         engine = LocalEngine(
-            job_store=job_store(site), root=site.resolved_state_dir / "local" / campaign.name
+            job_store=job_store(site),
+            root=site.resolved_state_dir / "local" / campaign.name,
+            tell=tell,
         )
         document = submit(campaign, store)
         while not document.state.terminal:
             sentences = reconcile(store, engine, campaign.name)
-            if tell is not None:
-                for sentence in sentences:
-                    tell(sentence)
             document = store.campaign(campaign.name)
             if not sentences and not document.state.terminal:
                 break
+        if tell is not None:
+            tell(f"{campaign.name}: {document.state}. {document.reason}")
         if document.state is CampaignState.FAILED:
             raise OtfError(document.reason, where=f"campaign '{campaign.name}'")
         if report:

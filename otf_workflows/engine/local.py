@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import traceback
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from otf_workflows.errors import InputError, NotFoundError, OtfError, PartialErr
 from otf_workflows.types import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from jobflow import Flow, Job, JobStore
 
@@ -62,10 +63,15 @@ class LocalEngine:
         Where outputs go.
     root
         Folder in which each job gets one of its own.
+    tell
+        Called with a sentence after each job.
     """
 
-    def __init__(self, *, job_store: JobStore, root: Path) -> None:
+    def __init__(
+        self, *, job_store: JobStore, root: Path, tell: Callable[[str], None] | None = None
+    ) -> None:
         self.job_store = job_store
+        self.tell = tell
         self.root = Path(root)
         self.root.mkdir(parents=True, exist_ok=True)
         job_store.connect()
@@ -244,7 +250,9 @@ class LocalEngine:
         """Run a flow and note what becomes of each of its jobs."""
         from jobflow import run_locally
 
-        with _one_flow_at_a_time, self._noting(number):
+        with _one_flow_at_a_time, self._noting(number), warnings.catch_warnings():
+            # jobflow calls a function of monty that will go in 2028; users cannot do anything.
+            warnings.filterwarnings("ignore", message="cd is deprecated", category=FutureWarning)
             run_locally(
                 flow,
                 log=False,
@@ -309,9 +317,19 @@ class LocalEngine:
                 return response
             finally:
                 record.finished = datetime.now(UTC)
+                if self.tell is not None and job.name != HELPER:
+                    seconds = (record.finished - record.started).total_seconds()
+                    self.tell(_told(record, seconds))
 
         with patch.object(Job, "run", run):
             yield
+
+
+def _told(record: JobRecord, seconds: float) -> str:
+    """Return how a job ended, in a sentence."""
+    ended = f"failed: {record.failure['message']}" if record.failure else str(record.state)
+    where = f"{record.campaign}, {record.kind} {record.cycle}"
+    return f"{where}: {record.name} {ended}, {seconds:.0f} s"
 
 
 def _set_states(workflow: _Workflow, old: JobState, new: JobState) -> int:

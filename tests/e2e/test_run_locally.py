@@ -40,7 +40,14 @@ def test_a_campaign_runs_to_its_report_and_another_name_computes_no_label(
 
     assert "LiCl" in report.read_text(encoding="utf-8")
 
-    again = run_locally(small_campaign.model_copy(update={"name": "again"}), site=site)
+    told = []
+    again = run_locally(
+        small_campaign.model_copy(update={"name": "again"}), site=site, tell=told.append
+    )
+    assert told[0].startswith("again, cycle 0: ")
+    assert told[-1].startswith(f"again: {again.state}. ")
+    assert len(told) > 10
+    assert not any("failed" in sentence for sentence in told)
     assert again.state is done.state
     assert again.totals["labels_computed"] == 0
     assert store.database.otf_labels.count_documents({}) == sum(counts.values())

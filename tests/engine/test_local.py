@@ -47,6 +47,17 @@ def test_a_cycle_with_dynamic_jobs_runs_to_its_end(local):
     )
 
 
+def test_every_job_is_told_when_it_ends(memory_store, tmp_path):
+    told = []
+    local = LocalEngine(job_store=memory_store, root=tmp_path / "jobs", tell=told.append)
+    bad = staged(fail_label("k"), Stage.LABEL, label_key="k")
+    gather = staged(collect([bad.output]), Stage.GATHER)
+    local.submit(Flow([bad, gather]), **KEY)
+    assert len(told) == 2
+    assert told[0].startswith("c, cycle 0: fail_label failed: ")
+    assert told[1] == "c, cycle 0: collect done, 0 s"
+
+
 def test_a_failed_label_tells_its_cause_and_the_rest_goes_on(local):
     bad = staged(fail_label("k"), Stage.LABEL, label_key="k")
     gather = staged(collect([bad.output]), Stage.GATHER)
