@@ -275,8 +275,8 @@ def test_workers_side_by_side_share_a_batch_job_and_its_signals(tmp_path, monkey
             signal.signal(number, handler)
 
 
-def walker(steps=1500):
-    """An explore job of toy copper, some seconds long."""
+def walker(steps):
+    """An explore job of toy copper."""
     from ase.build import bulk
 
     from otf_workflows.campaign import Exploration
@@ -307,7 +307,9 @@ def test_md_warned_of_its_end_goes_on_in_the_next_batch_job_to_the_same_bits(
 ):
     import jobflow
 
-    interrupted, whole = walker(), walker()
+    # long enough not to end while it is being put back, which takes a second
+    n_steps = 5000
+    interrupted, whole = walker(n_steps), walker(n_steps)
     engine.submit(Flow([interrupted]), **KEY)
     job = BatchJob(token=new_token(), home="h", role=Role.MD, folder="/nowhere", walltime_s=600.0)
     book.add(job)
@@ -322,7 +324,7 @@ def test_md_warned_of_its_end_goes_on_in_the_next_batch_job_to_the_same_bits(
     process.send_signal(batch_module.WARNING_SIGNAL)
     assert process.wait(300) == 0
     assert the_job(engine).state == "ready"
-    assert 0 < json.loads(saved.read_text())["n_steps_run"] < 1500
+    assert 0 < json.loads(saved.read_text())["n_steps_run"] < n_steps
     assert book.get(job.token).said == "told to end"
 
     monkeypatch.setattr(jobflow.SETTINGS, "JOB_STORE", jobflow.SETTINGS.JOB_STORE)
@@ -332,6 +334,6 @@ def test_md_warned_of_its_end_goes_on_in_the_next_batch_job_to_the_same_bits(
         pass
     second.engine.close()
     first, other = (engine.output(job.uuid) for job in (interrupted, whole))
-    assert first.n_steps_run == other.n_steps_run == 1500
+    assert first.n_steps_run == other.n_steps_run == n_steps
     assert first.blob == other.blob
     assert first.sigmas_eV_A == other.sigmas_eV_A
