@@ -84,7 +84,8 @@ def run_locally(
             if not sentences and not document.state.terminal:
                 break
         if tell is not None:
-            tell(f"{campaign.name}: {document.state}. {document.reason}")
+            state = str(document.state).replace("_", " ")
+            tell(f"{campaign.name}: {state}. {document.reason or ''}".rstrip())
         if document.state is CampaignState.FAILED:
             raise OtfError(document.reason, where=f"campaign '{campaign.name}'")
         if report:

@@ -45,7 +45,7 @@ def test_a_campaign_runs_to_its_report_and_another_name_computes_no_label(
         small_campaign.model_copy(update={"name": "again"}), site=site, tell=told.append
     )
     assert told[0].startswith("again, cycle 0: ")
-    assert told[-1].startswith(f"again: {again.state}. ")
+    assert told[-1].startswith(f"again: {str(again.state).replace('_', ' ')}. ")
     assert len(told) > 10
     assert not any("failed" in sentence for sentence in told)
     assert again.state is done.state
